@@ -1,0 +1,5 @@
+"""What goes wrong with checkpoints, as one kind of error that a person can read."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint could not be written, is damaged, or belongs to another model; the message says which."""

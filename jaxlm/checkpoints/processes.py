@@ -1,0 +1,55 @@
+"""One answer for all processes of a run; all of them call at the same point, and alone it costs nothing."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlm.checkpoints.errors import CheckpointError
+
+
+def first_does(work: Callable[[], Any]) -> Any:
+    """Runs `work` on process 0 alone and gives its JSON result to all; so does the error it ends in.
+
+    Raises:
+        CheckpointError: on every process, with the sentence of the error on process 0.
+    """
+    if jax.process_count() == 1:
+        return work()
+    answer: dict[str, Any] = {}
+    if jax.process_index() == 0:
+        try:
+            answer["value"] = work()
+        except Exception as error:
+            answer["error"] = str(error)
+    answer = json.loads(_first_says(json.dumps(answer)))
+    if "error" in answer:
+        raise CheckpointError(answer["error"])
+    return answer["value"]
+
+
+def first_decides(yes: bool) -> bool:
+    """Process 0's `yes`, on every process: clocks differ, the decision to save must not."""
+    return first_does(lambda: yes)
+
+
+def first_failed(failed: bool) -> int | None:
+    """The lowest number of a process that says it failed; None when none does."""
+    if jax.process_count() == 1:
+        return 0 if failed else None
+    from jax.experimental import multihost_utils
+
+    flags = np.asarray(multihost_utils.process_allgather(np.int32(failed))).ravel()
+    return int(np.flatnonzero(flags)[0]) if flags.any() else None
+
+
+def _first_says(text: str) -> str:
+    from jax.experimental import multihost_utils
+
+    raw = np.frombuffer(text.encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(raw.size)))
+    padded = np.zeros(size, np.uint8)
+    padded[: min(size, raw.size)] = raw[:size]
+    return np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8).tobytes().decode()

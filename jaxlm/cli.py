@@ -1,0 +1,338 @@
+"""`jaxlm ...`: the only file that knows the command-line library."""
+
+import dataclasses
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional, arg, subcommand
+
+USER_ERROR, FAILURE = 2, 1
+
+
+class Refused(ValueError):
+    """Something on the command line itself that cannot be."""
+
+
+@dataclass(kw_only=True)
+class Common:
+    debug: bool = False
+    """Show the full traceback of an error."""
+    rest: tyro.conf.Suppress[tuple[str, ...]] = ()
+
+    def overrides(self) -> Sequence[str]:
+        return self.rest
+
+    def no_overrides(self) -> None:
+        if self.rest:
+            raise Refused(f"unexpected argument {self.rest[0]!r}; see --help")
+
+
+@dataclass(kw_only=True)
+class Train(Common):
+    """Plan, train, checkpoint and evaluate; resumes the same run directory by itself.
+
+    Every key of the configuration can be overridden: --model.layers 8 --optim.lr 1e-3.
+    --print-config lists all keys with their values and what they mean.
+    Presets for model.preset: gpt2-124m gpt2-350m gpt2-774m gpt2-1558m llama-1b llama-7b llama-8b nano.
+
+    Example: jaxlm train configs/quickstart.yaml --train.steps 200 --run-dir runs/short
+    """
+
+    config: Positional[Path]
+    """YAML file of the run."""
+    run_dir: Path | None = None
+    """Where everything is written; default runs/NAME."""
+    plan: Path | None = None
+    """Replay a saved plan (plan.json) instead of searching."""
+    print_config: bool = False
+    """Print the resolved configuration, each key explained, and stop."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, for a job of several processes."""
+    processes: int = 1
+    """Processes of the job."""
+    process: int = 0
+    """Which of them this is, from 0."""
+
+    def run(self) -> int:
+        from jaxlm.config import load
+        from jaxlm.decode import dump
+
+        run = load(self.config, self.overrides())
+        if self.print_config:
+            print(dump(run, comments=True), end="")
+            return 0
+        from jaxlm.run import train
+        from jaxlm.runtime.distributed import Job
+
+        job = Job(coordinator=self.coordinator, processes=self.processes, process=self.process)
+        directory = self.run_dir or Path("runs") / run.name
+        return train(run, directory, job=job, plan_file=self.plan, again=again())
+
+
+@dataclass(kw_only=True)
+class MakePlan(Common):
+    """Show the plan for a configuration: mesh, batch split, rematerialisation, predicted memory and time.
+
+    Example: jaxlm plan configs/quickstart.yaml --cluster h100-8 --explain
+    """
+
+    config: Positional[Path]
+    """YAML file of the run."""
+    cluster: str | None = None
+    """Preset or YAML file of a cluster; default this machine."""
+    mesh: str | None = None
+    """Price one choice made by hand: data=8,tensor=4."""
+    explain: bool = False
+    """Print the predicted time and memory, and why the runners-up lost."""
+    out: Path | None = None
+    """Save the plan, for `jaxlm train --plan`."""
+    json: bool = False
+    """One JSON object as the last line."""
+
+    def run(self) -> int:
+        from jaxlm.config import load
+        from jaxlm.inspect import make_plan
+
+        run = load(self.config, [*self.overrides(), *mesh_overrides(self.mesh)])
+        plan, cluster = make_plan(run, self.cluster)
+        from planners.explain import explain
+
+        print(explain(plan, cluster) if self.explain else plan.summary())
+        if self.out is not None:
+            plan.save(self.out)
+            print(f"saved {self.out}")
+        report(self.json, plan.to_json() | {"digest": plan.digest})
+        return 0
+
+
+@dataclass(kw_only=True)
+class Prepare(Common):
+    """Read the text, train the tokenizer, write token shards; an interrupted preparation goes on where it was.
+
+    Example: jaxlm data prepare configs/quickstart.yaml
+    """
+
+    config: Positional[Path]
+    """YAML file of the run."""
+    json: bool = False
+    """One JSON object as the last line."""
+
+    def run(self) -> int:
+        from jaxlm.config import load
+        from jaxlm.inspect import prepare_data
+
+        text, facts = prepare_data(load(self.config, self.overrides()))
+        print(text)
+        report(self.json, facts)
+        return 0
+
+
+@dataclass(kw_only=True)
+class Show(Common):
+    """Show what the model sees at one step: decoded rows, document boundaries, what is not predicted.
+
+    Example: jaxlm data show configs/quickstart.yaml --step 3
+    """
+
+    config: Positional[Path]
+    """YAML file of the run."""
+    step: int = 0
+    """Which step, from 0."""
+
+    def run(self) -> int:
+        from jaxlm.config import load
+        from jaxlm.inspect import show_data
+
+        print(show_data(load(self.config, self.overrides()), self.step))
+        return 0
+
+
+@dataclass(kw_only=True)
+class Data(Common):
+    """Prepare the data of a configuration, or look at it."""
+
+    action: Annotated[Prepare, subcommand("prepare")] | Annotated[Show, subcommand("show")]
+
+    def run(self) -> int:
+        self.action.rest = self.rest
+        return self.action.run()
+
+
+@dataclass(kw_only=True)
+class Eval(Common):
+    """Bits per byte of a trained model on its held-out text, or on any other text.
+
+    Example: jaxlm eval runs/quickstart --data my_texts/
+    """
+
+    folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Run directory."""
+    data: str | None = None
+    """Folder, glob or file of text or JSONL to evaluate on; default the run's own held-out split."""
+    step: int | None = None
+    """Which checkpoint; default the newest good one."""
+    json: bool = False
+    """One JSON object as the last line."""
+
+    def run(self) -> int:
+        self.no_overrides()
+        from jaxlm.inspect import evaluate_run
+
+        text, facts = evaluate_run(self.folder, self.data, self.step)
+        print(text)
+        report(self.json, facts)
+        return 0
+
+
+@dataclass(kw_only=True)
+class Generate(Common):
+    """Continue a prompt with a trained model.
+
+    Example: jaxlm generate runs/quickstart --prompt 'def main(' --tokens 80 --temperature 0.7
+    """
+
+    folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Run directory."""
+    prompt: str = ""
+    """What the text starts with."""
+    tokens: int = 100
+    """Most tokens to add."""
+    temperature: float = 0.8
+    """0 takes the most likely token each time."""
+    top_k: int = 0
+    """Choose among this many tokens; 0 means all."""
+    top_p: float = 0.95
+    """Choose among the most likely tokens that hold this much probability."""
+    seed: int = 0
+    """The same seed gives the same text."""
+    stop: list[str] = field(default_factory=list)
+    """End before any of these texts."""
+    step: int | None = None
+    """Which checkpoint; default the newest good one."""
+    json: bool = False
+    """One JSON object as the last line, instead of the text as it is made."""
+
+    def run(self) -> int:
+        self.no_overrides()
+        from jaxlm.config import Sample
+        from jaxlm.inspect import generate_text
+
+        how = Sample(
+            prompt=self.prompt, tokens=self.tokens, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
+        )
+        pieces = generate_text(self.folder, how, self.step, self.seed, tuple(self.stop))
+        made = b""
+        if not self.json:
+            print(self.prompt, end="", flush=True)
+        for piece in pieces:
+            made += piece
+            if not self.json:
+                sys.stdout.buffer.write(piece)
+                sys.stdout.buffer.flush()
+        print()
+        report(self.json, {"prompt": self.prompt, "text": made.decode("utf-8", errors="replace")})
+        return 0
+
+
+@dataclass(kw_only=True)
+class Doctor(Common):
+    """Versions, devices, attention kernel, XLA options that this jaxlib accepts, and advice.
+
+    Example: jaxlm doctor
+    """
+
+    json: bool = False
+    """One JSON object as the last line."""
+
+    def run(self) -> int:
+        self.no_overrides()
+        from jaxlm.doctor import examine
+
+        text, facts = examine()
+        print(text)
+        report(self.json, facts)
+        return 0
+
+
+Command = (
+    Annotated[Train, subcommand("train")]
+    | Annotated[MakePlan, subcommand("plan")]
+    | Annotated[Data, subcommand("data")]
+    | Annotated[Eval, subcommand("eval")]
+    | Annotated[Generate, subcommand("generate")]
+    | Annotated[Doctor, subcommand("doctor")]
+)
+
+
+def report(wanted: bool, facts: dict[str, Any]) -> None:
+    if wanted:
+        print(json.dumps(facts))
+
+
+def mesh_overrides(mesh: str | None) -> list[str]:
+    """`data=8,tensor=4` as overrides of plan.mesh."""
+    if mesh is None:
+        return []
+    pairs = [part.partition("=") for part in mesh.split(",")]
+    if bad := [name for name, equals, size in pairs if not equals or not size.isdigit()]:
+        raise Refused(f"--mesh {mesh}: {bad[0]!r} is no AXIS=SIZE; write data=8,tensor=4")
+    return [text for name, _, size in pairs for text in (f"--plan.mesh.{name}", size)]
+
+
+def again() -> str:
+    """How a person started this program, for the commands that it prints."""
+    return "uv run jaxlm" if os.environ.get("UV") else "jaxlm"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses, runs, and exits: 0 done, 2 bad input, 3 stopped on purpose, 1 failure, 128+n signal after saving."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    marks = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
+    description = "Plans how to train a language model, trains it, and leaves checkpoints and a record behind."
+    command, rest = tyro.cli(
+        Command,  # pyright: ignore[reportArgumentType]
+        prog="jaxlm",
+        description=description,
+        args=given,
+        config=marks,
+        return_unknown_args=True,
+    )
+    command = dataclasses.replace(command, rest=tuple(rest))
+    sys.exit(guarded(command))
+
+
+def guarded(command: Any) -> int:
+    """Runs a command; every error becomes one message on stderr and an exit code."""
+    try:
+        return command.run()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if command.debug:
+            traceback.print_exc()
+        code = USER_ERROR if isinstance(error, _user_errors()) else FAILURE
+        kind = "" if code == USER_ERROR else f"{type(error).__name__}: "
+        hint = "" if code == USER_ERROR or command.debug else "\n(--debug shows where)"
+        print(f"jaxlm: error: {kind}{error}{hint}", file=sys.stderr)
+        return code
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    from jaxlm.checkpoints.errors import CheckpointError
+    from jaxlm.data.config import DataError
+    from jaxlm.decode import ConfigError
+    from jaxlm.runtime.lock import LockedError
+    from planners.plan import PlanError
+
+    return (Refused, ConfigError, DataError, PlanError, CheckpointError, LockedError)

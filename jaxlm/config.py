@@ -1,0 +1,121 @@
+"""A whole run as one frozen object: composed here from the configurations that live beside the code they steer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from jaxlm.checkpoints.schedule import CheckpointConfig
+from jaxlm.data.config import DataConfig
+from jaxlm.decode import ConfigError, Raw, decode, dotted, encode, override, read, suggest
+from jaxlm.model.config import PRESETS, ModelConfig
+from jaxlm.model.generate import Sampling
+from jaxlm.optim import AdamW
+from jaxlm.trainer.config import TrainConfig
+from planners.plan import Search
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """The text printed at the end of a run.
+
+    Attributes:
+        prompt: what the sample starts with; null prints none.
+        tokens: length of the sample.
+        temperature: 0 takes the most likely token, 1 samples from the model as it is.
+        top_k: sample among this many tokens; 0 means all.
+        top_p: sample among the most likely tokens that hold this much probability.
+    """
+
+    prompt: str | None = ""
+    tokens: int = 100
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 0.95
+
+    def sampling(self) -> Sampling:
+        return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Everything that defines a training run.
+
+    Attributes:
+        name: names the run directory, runs/NAME, unless --run-dir says otherwise.
+        seed: of initialisation, data order and dropout.
+        data: the text, its tokenizer and how documents become rows.
+        model: the shape of the model.
+        optim: optimizer and learning-rate schedule.
+        plan: what the planner may choose; empty fields are chosen for the devices found.
+        train: length, batch and reporting.
+        checkpoint: when to save and what to keep.
+        sample: the text printed at the end.
+    """
+
+    name: str = "run"
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: AdamW = field(default_factory=AdamW)
+    plan: Search = field(default_factory=Search)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    sample: Sample = field(default_factory=Sample)
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise ValueError(f"name={self.name!r} must be usable as a folder name")
+        if self.model.position == "learned" and 0 < self.model.positions < self.data.sequence:
+            raise ValueError(
+                f"data.sequence={self.data.sequence} is longer than the model's "
+                f"{self.model.positions} learned positions"
+            )
+
+
+def load(path: Path, arguments: Sequence[str] = ()) -> Run:
+    """The run in a YAML file, with overrides such as `--model.layers 4` on top. Raises ConfigError."""
+    return build(override(read(path), dotted(list(arguments))), str(path))
+
+
+def build(raw: Raw, origin: str) -> Run:
+    """A Run from plain values; a model preset is filled in first."""
+    try:
+        return decode(_with_preset(raw), Run)
+    except ConfigError as error:
+        lines = str(error).splitlines()
+        listed = "\n".join(f"  {line}" for line in lines)
+        raise ConfigError(f"{origin}: {lines[0]}" if len(lines) == 1 else f"{origin}:\n{listed}") from None
+
+
+def _with_preset(raw: Raw) -> Raw:
+    model = raw.get("model")
+    if not isinstance(model, dict) or model.get("preset") is None:
+        return raw
+    name = model["preset"]
+    if name not in PRESETS:
+        raise ConfigError(f"model.preset: {name!r} is unknown{suggest(str(name), PRESETS)}")
+    return {**raw, "model": {**PRESETS[name], **model}}
+
+
+FREE = {"name", "plan", "checkpoint", "sample"}
+"""Sections that a resumed run may change; of `train`, everything but the batch."""
+
+
+def differences(before: Run, now: Run) -> list[str]:
+    """What a resumed run may not change and yet does: `model.layers was 4, is 8`."""
+    changed = []
+    for section in fields(Run):
+        if section.name in FREE:
+            continue
+        old, new = encode(getattr(before, section.name)), encode(getattr(now, section.name))
+        if section.name == "train":
+            old, new = {"batch": old["batch"]}, {"batch": new["batch"]}
+        changed += _differ(section.name, old, new)
+    return [c for c in changed if not c.startswith(("data.cache ", "model.preset "))]
+
+
+def _differ(path: str, old: object, new: object) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = dict.fromkeys([*old, *new])
+        return [line for key in keys for line in _differ(f"{path}.{key}", old.get(key), new.get(key))]
+    return [] if old == new else [f"{path} was {old}, is {new}"]

@@ -1,0 +1,110 @@
+"""What lies where in a run directory, and whether a run may go on in it."""
+
+import difflib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxlm.config import Run, build, differences
+from jaxlm.decode import ConfigError, dump, read
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """The directory of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def explanation(self) -> Path:
+        return self.path / "plan.txt"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer.model"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def plot(self) -> Path:
+        return self.path / "loss.png"
+
+    def check(self) -> None:
+        """Raises ConfigError unless this directory is new, empty or a run."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"run directory {self.path} is a file")
+        if self.path.is_dir() and not self.config.exists() and any(p.name != ".lock" for p in self.path.iterdir()):
+            raise ConfigError(
+                f"run directory {self.path} holds other files and no config.yaml; choose another --run-dir"
+            )
+
+    def before(self) -> Run | None:
+        """The run that was started here, if any."""
+        return build(read(self.config), str(self.config)) if self.config.exists() else None
+
+    def admit(self, run: Run) -> Run | None:
+        """The run that was started here, if `run` may go on with it. Raises ConfigError naming what differs."""
+        self.check()
+        before = self.before()
+        if before is not None and (changed := differences(before, run)):
+            listed = "\n".join(f"  {line}" for line in changed)
+            raise ConfigError(
+                f"{self.path} holds a run that this configuration cannot continue:\n{listed}\n"
+                "Choose another --run-dir, or take the values back. A resumed run may change steps, logging, "
+                "evaluation, checkpoint policy, sample and plan."
+            )
+        return before
+
+    def write_config(self, run: Run) -> None:
+        write_bytes(self.config, dump(run).encode())
+
+
+def open_run(path: Path) -> tuple[Folder, Run]:
+    """An existing run. Raises ConfigError when there is none, naming one that looks like it."""
+    folder = Folder(path)
+    run = folder.before() if path.is_dir() else None
+    if run is not None:
+        return folder, run
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, n=1)
+    hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+    raise ConfigError(f"{path} is no run directory: it has no config.yaml{hint}")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())

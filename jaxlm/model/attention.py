@@ -1,0 +1,121 @@
+"""Grouped-query attention, and the one place that chooses its kernel.
+
+Axes: B batch, T query position, S key position, D embed, N query heads, K key/value heads, H head_dim.
+"""
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from jaxlm.model.config import ModelConfig
+from jaxlm.model.norm import RMSNorm
+from jaxlm.model.ops import project
+from jaxlm.model.param import constant, param
+from jaxlm.sharding import Rules
+
+Kernel = Literal["xla", "cudnn"]
+
+FUSED_CALL = "__cudnn$fmha"
+"""What a fused cuDNN attention is called in the optimized HLO."""
+
+
+def choose_kernel(config: ModelConfig, platform: str, dtype: str) -> Kernel:
+    """The attention kernel for a platform; ValueError where the configured one cannot run.
+
+    cuDNN limits: half precision, head_dim a multiple of 8 and at most 256 on Hopper, 128 before
+    (jax/_src/cudnn/fused_attention_stablehlo.py).
+    """
+    on_gpu = platform in ("gpu", "cuda")
+    problems = []
+    if not on_gpu:
+        problems.append(f"the platform is {platform}")
+    if dtype != "bfloat16":
+        problems.append(f"model.dtype is {dtype}, it needs bfloat16")
+    if config.per_head % 8 or config.per_head > 256:
+        problems.append(f"head_dim={config.per_head} is not a multiple of 8 up to 256")
+    if config.attention == "xla" or (config.attention == "auto" and not on_gpu):
+        return "xla"
+    if not problems:
+        return "cudnn"
+    raise ValueError(
+        f"model.attention={config.attention} means cuDNN flash attention here, but {'; '.join(problems)}. "
+        "Set model.attention=xla to accept the slower kernel."
+    )
+
+
+def require_kernel(kernel: Kernel, optimized_hlo: str) -> None:
+    """Raises RuntimeError if the compiled step does not hold the fused kernel it was planned with."""
+    if kernel == "cudnn" and FUSED_CALL not in optimized_hlo:
+        raise RuntimeError(f"planned with cuDNN flash attention, but the compiled step has no {FUSED_CALL} call")
+
+
+def rotate(x_BTNH: Float[Array, "B T N H"], positions_BT: Int[Array, "B T"], theta: float) -> Float[Array, "B T N H"]:
+    """Rotary position embedding, halves convention of Llama, https://arxiv.org/abs/2104.09864; float32 inside."""
+    half = x_BTNH.shape[-1] // 2
+    frequency_H = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_BTH = jnp.einsum("BT,H->BTH", positions_BT.astype(jnp.float32), frequency_H)
+    cos, sin = jnp.cos(angle_BTH)[:, :, None, :], jnp.sin(angle_BTH)[:, :, None, :]
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTNH.dtype)
+
+
+def same_document(segments_BT: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
+    """Which pairs of positions of a packed row belong to one document."""
+    return (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: ModelConfig, shard: Rules, kernel: Kernel, *, key: PRNGKeyArray):
+        c, (kq, kk, kv, ko) = config, jax.random.split(key, 4)
+        D, N, K, H = c.embed, c.heads, c.groups, c.per_head
+        self.shard, self.config = shard, config
+        self.kernel: Kernel = kernel
+        self.q = param(kq, (D, N, H), ("embed", "heads", "head_dim"), std=1 / math.sqrt(D))
+        self.k = param(kk, (D, K, H), ("embed", "kv_heads", "head_dim"), std=1 / math.sqrt(D))
+        self.v = param(kv, (D, K, H), ("embed", "kv_heads", "head_dim"), std=1 / math.sqrt(D))
+        self.o = param(ko, (N, H, D), ("heads", "head_dim", "embed"), std=1 / math.sqrt(2 * c.layers * N * H))
+        self.q_bias = constant(0.0, (N, H), ("heads", "head_dim")) if c.bias else None
+        self.k_bias = constant(0.0, (K, H), ("kv_heads", "head_dim")) if c.bias else None
+        self.v_bias = constant(0.0, (K, H), ("kv_heads", "head_dim")) if c.bias else None
+        self.o_bias = constant(0.0, (D,), ("embed",)) if c.bias else None
+        self.q_norm = RMSNorm(H, c.norm_eps) if c.qk_norm else None
+        self.k_norm = RMSNorm(H, c.norm_eps) if c.qk_norm else None
+
+    def queries_keys_values(
+        self, x_BTD: Float[Array, "B T D"], positions_BT: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+        with jax.named_scope("qkv"):
+            q = project("BTD,DNH->BTNH", x_BTD, self.q[...], _value(self.q_bias))
+            k = project("BTD,DKH->BTKH", x_BTD, self.k[...], _value(self.k_bias))
+            v = project("BTD,DKH->BTKH", x_BTD, self.v[...], _value(self.v_bias))
+            if self.q_norm is not None and self.k_norm is not None:
+                q, k = self.q_norm(q), self.k_norm(k)
+            if self.config.position == "rope":
+                q = rotate(q, positions_BT, self.config.rope_theta)
+                k = rotate(k, positions_BT, self.config.rope_theta)
+            q = self.shard(q, "batch", "length", "heads", None, name="q")
+            k = self.shard(k, "batch", "length", "kv_heads", None, name="k")
+            v = self.shard(v, "batch", "length", "kv_heads", None, name="v")
+        return q, k, v
+
+    def output(self, context_BTNH: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
+        with jax.named_scope("attention_output"):
+            return project("BTNH,NHD->BTD", context_BTNH, self.o[...], _value(self.o_bias))
+
+    def __call__(
+        self, x_BTD: Float[Array, "B T D"], positions_BT: Int[Array, "B T"], segments_BT: Int[Array, "B T"] | None
+    ) -> Float[Array, "B T D"]:
+        q, k, v = self.queries_keys_values(x_BTD, positions_BT)
+        with jax.named_scope("attention"):
+            mask = None if segments_BT is None else same_document(segments_BT)
+            context = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation=self.kernel)
+            context = self.shard(context, "batch", "length", "heads", None, name="context")
+        return self.output(context)
+
+
+def _value(bias: nnx.Param | None) -> jax.Array | None:
+    return None if bias is None else bias[...]

@@ -1,0 +1,126 @@
+"""The model describes itself to the planner: shapes, named activations and FLOPs by abstract evaluation.
+
+Nothing here is a hand-kept table of layer sizes: parameters come from `eval_shape` of the model, activations from
+the residuals that autodiff keeps for one block, optimizer state from `eval_shape` of the optimizer.
+"""
+
+from collections import Counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlm.model.attention import Kernel
+from jaxlm.model.block import Block
+from jaxlm.model.config import ModelConfig
+from jaxlm.model.transformer import Execution, Transformer
+from jaxlm.sharding import Rules
+from jaxlm.tree import named_axes, named_leaves
+from planners.plan import Tensor, Workload
+
+Shape = tuple[int, ...]
+
+
+class _Recorder(Rules):
+    """Rules that constrain nothing and write down every named value with its logical axes."""
+
+    __slots__ = ("named",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        object.__setattr__(self, "named", {})
+
+    def __call__(self, x: jax.Array, *names: str | None, name: str | None = None) -> jax.Array:
+        if name is not None:
+            self.named[name] = Tensor(name=name, shape=x.shape, dtype=str(x.dtype), axes=names)  # pyright: ignore
+        return x
+
+
+def tensors(tree: Any) -> tuple[Tensor, ...]:
+    """Every leaf of an abstract tree as a Tensor of the planning contract."""
+    axes = named_axes(tree)
+    return tuple(
+        Tensor(name=name, shape=leaf.shape, dtype=str(leaf.dtype), axes=axes[name])
+        for name, leaf in named_leaves(tree).items()
+    )
+
+
+def _is_matrix(tensor: Tensor) -> bool:
+    return len(tensor.shape) > 2 and not tensor.name.endswith("bias")
+
+
+def describe(
+    config: ModelConfig,
+    tx: optax.GradientTransformation,
+    *,
+    batch: int,
+    sequence: int,
+    kernel: Kernel,
+    dtype: str,
+    packed: bool,
+) -> Workload:
+    """One training step of this model as the planner sees it. `packed`: rows hold several documents."""
+    execution = Execution(kernel=kernel, dtype=dtype)
+    model = jax.eval_shape(lambda key: Transformer(config, execution, key=key), jax.random.key(0))
+    parameters = tensors(model)
+    # The planner counts optimizer state by the tensor it belongs to; scalars such as Adam's count weigh nothing.
+    optimizer = tuple(t for t in tensors(jax.eval_shape(tx.init, model)) if t.shape)
+    block = sum(t.size for t in parameters if t.name.startswith("blocks/") and _is_matrix(t))
+    width = config.heads * config.per_head
+    return Workload(
+        name=config.preset or f"{config.layers}x{config.embed}",
+        parameters=parameters,
+        optimizer=optimizer,
+        activations=_activations(config, kernel, dtype, sequence, packed),
+        carry=Tensor(name="carry", shape=(1, sequence, config.embed), dtype=dtype, axes=("batch", "length", "embed")),
+        logits=Tensor(
+            name="logits", shape=(1, sequence, config.padded_vocab), dtype="float32", axes=("batch", "length", "vocab")
+        ),
+        layers=config.layers,
+        batch=batch,
+        sequence=sequence,
+        block_flops=2.0 * block,
+        head_flops=2.0 * config.embed * config.padded_vocab,
+        attention_flops=4.0 * config.layers * width * sequence,
+        compute_dtype=dtype,
+        kernel=kernel,
+    )
+
+
+def _activations(config: ModelConfig, kernel: Kernel, dtype: str, sequence: int, packed: bool) -> tuple[Tensor, ...]:
+    """What the backward pass of one block keeps of one sequence: autodiff's own residuals, named where tagged."""
+    recorder = _Recorder()
+    x = jax.ShapeDtypeStruct((1, sequence, config.embed), jnp.dtype(dtype))
+    ids = jax.ShapeDtypeStruct((1, sequence), jnp.int32)
+    # Abstract evaluation never reaches a kernel, so cuDNN's limits are checked where the step is compiled.
+    abstract: Kernel = "xla"
+    block = jax.eval_shape(lambda key: Block(config, recorder, abstract, key=key), jax.random.key(0))
+
+    def residuals(block: Block, x: jax.Array, positions: jax.Array, segments: jax.Array) -> Any:
+        return jax.vjp(lambda b, x: b(x, positions, segments if packed else None), block, x)[1]
+
+    kept = [(r.shape, str(r.dtype)) for r in jax.tree.leaves(jax.eval_shape(residuals, block, x, ids, ids))]
+    waiting = Counter(kept)
+    found = []
+    for tensor in recorder.named.values():
+        if waiting[(tensor.shape, tensor.dtype)]:
+            waiting[(tensor.shape, tensor.dtype)] -= 1
+            found.append(tensor)
+    for (shape, kind), count in waiting.items():
+        quadratic = shape.count(sequence) > 1
+        if sequence not in shape or (kernel == "cudnn" and quadratic):
+            continue
+        axes = _guess_axes(shape, config, sequence)
+        found += [Tensor(name=f"residual_{len(found) + i}", shape=shape, dtype=kind, axes=axes) for i in range(count)]
+    return tuple(found)
+
+
+def _guess_axes(shape: Shape, config: ModelConfig, sequence: int) -> tuple[str | None, ...]:
+    """Logical axes of an untagged residual, by the sizes of its dimensions; an unclear one is taken as replicated."""
+    sizes = {sequence: "length", config.mlp: "mlp", config.heads: "heads", config.groups: "kv_heads"}
+    axes: list[str | None] = []
+    for i, dim in enumerate(shape):
+        axis = "batch" if i == 0 and dim == 1 else sizes.get(dim)
+        axes.append(axis if axis not in axes and dim != config.embed else None)
+    return tuple(axes)

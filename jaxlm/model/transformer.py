@@ -1,0 +1,108 @@
+"""The decoder-only Transformer: embed, trunk, logits.
+
+Axes: B batch, T position, D embed, V padded vocabulary.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from jaxlm.model.attention import Kernel
+from jaxlm.model.block import Block
+from jaxlm.model.config import ModelConfig
+from jaxlm.model.mlp import dropout
+from jaxlm.model.norm import make_norm
+from jaxlm.model.ops import lookup, project
+from jaxlm.model.param import param
+from jaxlm.model.stack import run, stack
+from jaxlm.sharding import Rules
+from planners.plan import Segment
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """How a model runs, none of it changing what it computes: decided by a Plan, static for jit."""
+
+    shard: Rules = Rules()
+    kernel: Kernel = "xla"
+    dtype: str = "float32"
+    remat: tuple[Segment, ...] = ()
+    unroll: int = 1
+    loss_chunks: int = 1
+
+
+class Transformer(nnx.Module):
+    """Call `embed`, `trunk` and `logits` in turn; `config.vocab` and `config.positions` must be set.
+
+    Raises ValueError when the rematerialisation segments do not cover every layer.
+    """
+
+    def __init__(self, config: ModelConfig, execution: Execution, *, key: PRNGKeyArray):
+        if config.vocab < 1:
+            raise ValueError("model.vocab is not set: it comes from the tokenizer or the configuration")
+        if execution.remat and sum(s.layers for s in execution.remat) != config.layers:
+            raise ValueError(f"remat segments {execution.remat} do not add up to model.layers={config.layers}")
+        D, V, (ke, kp, kb, kh) = config.embed, config.padded_vocab, jax.random.split(key, 4)
+        self.config, self.execution = config, execution
+        self.table = param(ke, (V, D), ("vocab", "embed"), std=0.02 if config.tied else 1.0 / math.sqrt(D))
+        if config.position == "learned" and config.positions < 1:
+            raise ValueError("model.positions is not set, and learned positions need it")
+        learned = config.position == "learned"
+        self.places = param(kp, (config.positions, D), ("position", "embed"), std=0.02) if learned else None
+        self.blocks = stack(lambda k: Block(config, execution.shard, execution.kernel, key=k), config.layers, kb)
+        self.norm = make_norm(config)
+        self.head = None if config.tied else param(kh, (D, V), ("embed", "vocab"), std=1 / math.sqrt(D))
+
+    def embed(
+        self, tokens_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"], key: PRNGKeyArray | None = None
+    ) -> Float[Array, "B T D"]:
+        with jax.named_scope("embed"):
+            dtype = jnp.dtype(self.execution.dtype)
+            x = lookup(self.table[...], tokens_BT, self.execution.shard, dtype)
+            if self.places is not None:
+                x = x + lookup(self.places[...], positions_BT, self.execution.shard, dtype)
+            return dropout(x, self.config.dropout, key)
+
+    def trunk(
+        self,
+        x_BTD: Float[Array, "B T D"],
+        positions_BT: Int[Array, "B T"],
+        segments_BT: Int[Array, "B T"] | None,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B T D"]:
+        """All blocks and the final norm."""
+        keys = None if key is None or not self.config.dropout else jax.random.split(key, self.config.layers)
+        segments = self.execution.remat or (Segment(layers=self.config.layers),)
+        call = lambda block, x, k: block(x, positions_BT, segments_BT, k)
+        with jax.named_scope("blocks"):
+            x_BTD = run(self.blocks, x_BTD, call, keys, segments, self.execution.unroll)
+        return self.norm(x_BTD)
+
+    def logits(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """float32 logits; the padding of the vocabulary gets -1e30, so it never holds probability."""
+        with jax.named_scope("logits"):
+            shard = self.execution.shard
+            if self.head is None:
+                logits = project("BTD,VD->BTV", x_BTD, shard(self.table[...].astype(x_BTD.dtype), "vocab", None))
+            else:
+                logits = project("BTD,DV->BTV", x_BTD, shard(self.head[...].astype(x_BTD.dtype), None, "vocab"))
+            logits = shard(logits, "batch", "length", "vocab", name="logits").astype(jnp.float32)
+            if self.config.padded_vocab == self.config.vocab:
+                return logits
+            real = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) < self.config.vocab
+            return jnp.where(real, logits, -1e30)
+
+    def __call__(
+        self,
+        tokens_BT: Int[Array, "B T"],
+        positions_BT: Int[Array, "B T"],
+        segments_BT: Int[Array, "B T"] | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B T D"]:
+        """The normalised residual stream that `logits` reads."""
+        ke, kt = (None, None) if key is None else jax.random.split(key)
+        return self.trunk(self.embed(tokens_BT, positions_BT, ke), positions_BT, segments_BT, kt)

@@ -1,0 +1,205 @@
+"""The pieces that training, evaluation and generation share: corpus, model, plan, mesh and state, put together."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlm.checkpoints.store import Store
+from jaxlm.collectives.sync import Implicit
+from jaxlm.config import Run
+from jaxlm.data.feed import Feed
+from jaxlm.data.tokenizer import Tokenizer
+from jaxlm.decode import ConfigError
+from jaxlm.model.attention import Kernel, choose_kernel
+from jaxlm.model.config import ModelConfig
+from jaxlm.model.describe import describe
+from jaxlm.model.loss import next_token
+from jaxlm.model.transformer import Execution, Transformer
+from jaxlm.runtime.distributed import cores
+from jaxlm.sharding import Rules, batch_sharding, make_mesh, replicated, shardings
+from jaxlm.trainer.state import TrainState, init_state
+from jaxlm.trainer.step import make_train_step
+from jaxlm.tree import from_named, named_leaves
+from planners.layout import rules
+from planners.plan import MESH_AXES, Batch, Plan, Segment, Workload
+from planners.topology import Cluster, local_cluster
+
+
+def cache_folder(name: str) -> Path:
+    """Where things are kept between runs: $XDG_CACHE_HOME/jaxlm/NAME or ~/.cache/jaxlm/NAME."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxlm" / name
+
+
+def local_machine() -> Cluster:
+    """The devices of this job as the planner sees them."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    return local_cluster(device.device_kind, jax.device_count(), stats.get("bytes_limit"), jax.process_count(), cores())
+
+
+def expected_vocab(run: Run) -> int:
+    """Tokens of the tokenizer that the data will have, known before any text is read."""
+    tokenizer = run.data.tokenizer
+    return Tokenizer.load(tokenizer.path).vocab if tokenizer.path else tokenizer.vocab
+
+
+def resolve(run: Run, vocab: int) -> ModelConfig:
+    """The model with its vocabulary and position table filled in. Raises ConfigError where they do not fit."""
+    model = run.model
+    if model.vocab and model.vocab < vocab:
+        raise ConfigError(
+            f"model.vocab={model.vocab} is smaller than the tokenizer's {vocab} tokens; "
+            f"set model.vocab to 0 or at least {vocab}, or data.tokenizer.vocab to at most {model.vocab}"
+        )
+    positions = model.positions or run.data.sequence
+    return dataclasses.replace(model, vocab=model.vocab or vocab, positions=positions)
+
+
+@dataclass(frozen=True, slots=True)
+class Numerics:
+    """The two choices that depend on the platform: compute dtype and attention kernel."""
+
+    platform: str
+    dtype: str
+    kernel: Kernel
+
+
+def numerics(model: ModelConfig, platform: str) -> Numerics:
+    """Raises ConfigError when the configured kernel cannot run; it is never replaced silently."""
+    dtype = model.dtype if model.dtype != "auto" else ("float32" if platform == "cpu" else "bfloat16")
+    try:
+        return Numerics(platform, dtype, choose_kernel(model, platform, dtype))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def workload_of(run: Run, model: ModelConfig, how: Numerics) -> Workload:
+    return describe(
+        model,
+        run.optim.build(run.train.steps),
+        batch=run.train.batch,
+        sequence=run.data.sequence,
+        kernel=how.kernel,
+        dtype=how.dtype,
+        packed=run.data.mode == "pack",
+    )
+
+
+def inference_plan(model: ModelConfig, devices: int, batch: int) -> Plan:
+    """Weights spread over all devices, the batch with them; for evaluation and generation."""
+    mesh = dict.fromkeys(MESH_AXES, 1) | {"fsdp": devices}
+    return Plan(
+        mesh=mesh,
+        rules=rules(mesh),
+        batch=Batch(sequences=batch, microbatch=batch, accumulation=1),
+        remat=(Segment(layers=model.layers),),
+    )
+
+
+@dataclass(frozen=True)
+class Session:
+    """A model on a mesh, as a Plan says. Use inside `with jax.set_mesh(session.mesh)`."""
+
+    run: Run
+    model: ModelConfig
+    how: Numerics
+    plan: Plan
+
+    @cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        return make_mesh(self.plan)
+
+    @cached_property
+    def tx(self) -> optax.GradientTransformation:
+        return self.run.optim.build(self.run.train.steps)
+
+    @cached_property
+    def execution(self) -> Execution:
+        return Execution(
+            shard=Rules(self.plan.rules.activations),
+            kernel=self.how.kernel,
+            dtype=self.how.dtype,
+            remat=self.plan.remat,
+            unroll=self.plan.compile.unroll,
+            loss_chunks=self.plan.compile.loss_chunks,
+        )
+
+    def _init(self, key: jax.Array) -> TrainState[Transformer]:
+        return init_state(Transformer(self.model, self.execution, key=key), self.tx, Implicit())
+
+    @cached_property
+    def abstract(self) -> TrainState[Transformer]:
+        """The training state as shapes with shardings: nothing is allocated."""
+        state = jax.eval_shape(self._init, jax.random.key(0))
+        places = shardings(state, self.mesh, self.plan.rules.parameters)
+        opt = shardings(state.opt, self.mesh, self.plan.rules.optimizer)
+        places = dataclasses.replace(places, opt=opt)
+        with_sharding = lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p)
+        return jax.tree.map(with_sharding, state, places)
+
+    @cached_property
+    def places(self) -> Any:
+        """The sharding of every tensor of the state."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+
+    def fresh(self) -> TrainState[Transformer]:
+        """A new state, born sharded: no device ever holds a full replica."""
+        return jax.jit(self._init, out_shardings=self.places)(jax.random.key(self.run.seed))
+
+    def restore(self, store: Store, step: int) -> tuple[TrainState[Transformer], dict[str, Any]]:
+        """The state saved after `step` steps, laid out for this plan, and the facts saved with it."""
+        named, facts = store.restore(step, named_leaves(self.abstract))
+        state = from_named(self.abstract, named)
+        # A run that stopped at a step that was not finite goes on from the last good state.
+        finite = jax.device_put(jnp.ones((), jnp.bool_), replicated(self.mesh))
+        return dataclasses.replace(state, finite=finite), facts
+
+    def restore_model(self, store: Store, step: int) -> Transformer:
+        """The weights alone."""
+        like = {f"model/{name}": leaf for name, leaf in named_leaves(self.abstract.model).items()}
+        named, _ = store.restore(step, like, partial=True)
+        return from_named(self.abstract.model, {name.removeprefix("model/"): leaf for name, leaf in named.items()})
+
+    def feed(self, source: Any, accumulation: int, sequences: int, *, packed: bool | None = None) -> Feed:
+        packed = self.run.data.mode == "pack" if packed is None else packed
+        return Feed(source, batch_sharding(self.mesh), accumulation, sequences, packed=packed)
+
+    def compile_step(self, batch: Any) -> jax.stages.Compiled:
+        """The training step, compiled once, ahead of the first step. Raises ConfigError for an unknown XLA option."""
+        rate = self.run.optim.rate(self.run.train.steps)
+        step = make_train_step(next_token, self.tx, Implicit(), seed=self.run.seed, report=lambda s: {"lr": rate(s)})
+        options = dict(self.plan.compile.options)
+        jitted = jax.jit(
+            step,
+            donate_argnums=0,
+            out_shardings=(self.places, replicated(self.mesh)),
+            compiler_options=options or None,
+        )
+        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), batch)
+        try:
+            return jitted.lower(self.abstract, like).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "No such compile option" not in str(error):
+                raise
+            name = str(error).split("option:")[-1].strip().strip("'\"")
+            raise ConfigError(
+                f"plan.options: this jaxlib ({version('jaxlib')}) knows no XLA option {name!r}; "
+                f"remove it or check its spelling (options given: {', '.join(sorted(options))})"
+            ) from None
+
+    def sums(self) -> Callable[[Transformer, Any], dict[str, jax.Array]]:
+        """`(model, batch [1, B, T]) -> nll and weight`, for evaluation."""
+
+        def evaluate(model: Transformer, batch: Any) -> dict[str, jax.Array]:
+            return next_token(model, jax.tree.map(lambda leaf: leaf[0], batch), None)[1]
+
+        return jax.jit(evaluate, out_shardings=replicated(self.mesh))

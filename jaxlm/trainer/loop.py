@@ -1,0 +1,128 @@
+"""The training loop, in the order things happen: batch, step, report, hooks.
+
+It keeps one step in flight: while step k runs, the numbers of step k-1 are read and reported.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from jaxlm.trainer.state import TrainState
+from jaxlm.trainer.step import Metrics, Step
+
+Scalars = dict[str, float]
+
+
+class Hook(Protocol):
+    """Something that needs the state itself: evaluation, checkpoint, audit log."""
+
+    def due(self, step: int) -> bool: ...
+
+    def __call__(self, step: int, state: TrainState[Any]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the loop ended: `done`, `signal` or `nonfinite`, after `step` finished steps."""
+
+    state: TrainState[Any]
+    step: int
+    reason: str
+    signal: int | None = None
+    tensors: tuple[str, ...] = ()
+
+
+class NonFinite(Exception):
+    """The loss or a gradient of step `step` is NaN or infinite, in the tensors named."""
+
+    def __init__(self, step: int, tensors: tuple[str, ...]):
+        super().__init__(step, tensors)
+        self.step, self.tensors = step, tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """One finished step: its number (from 1), its scalars, and the seconds since the step before it ended."""
+
+    step: int
+    scalars: Scalars
+    seconds: float
+
+
+def train(
+    state: TrainState[Any],
+    *,
+    step: Step[Any],
+    batches: Iterator[Any],
+    start: int,
+    steps: int,
+    tensors: Sequence[str],
+    report: Callable[[Finished], None],
+    hooks: Sequence[Hook] = (),
+    stop: Callable[[int], int | None] = lambda step: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Outcome:
+    """Runs steps `start` to `steps` (counted from 0). `batches` yields the batch of step `start`, `start + 1`, ...
+
+    `stop(step)` returns a signal number to end after that many steps. A step that is not finite leaves model and
+    optimizer untouched (see `make_train_step`); the outcome then says so and holds the last good state.
+    """
+    meter = _Meter(tensors, report, clock)
+    try:
+        for index in range(start, steps):
+            state, metrics = step(state, next(batches))
+            done = index + 1
+            meter.follow(done, metrics)
+            due = [hook for hook in hooks if hook.due(done)]
+            asked = stop(done)
+            if due or asked is not None:
+                meter.settle()
+                for hook in due:
+                    hook(done, state)
+                meter.restart()
+            if asked is not None:
+                return Outcome(state, done, "signal", signal=asked)
+        meter.settle()
+    except NonFinite as bad:
+        return Outcome(state, bad.step - 1, "nonfinite", tensors=bad.tensors)
+    return Outcome(state, max(start, steps), "done")
+
+
+class _Meter:
+    """Reads the metrics of each step once the next one is under way, and times the steps."""
+
+    def __init__(self, tensors: Sequence[str], report: Callable[[Finished], None], clock: Callable[[], float]):
+        self.tensors, self.report, self.clock = tensors, report, clock
+        self.waiting: tuple[int, Metrics] | None = None
+        self.last = clock()
+
+    def follow(self, step: int, metrics: Metrics) -> None:
+        self.settle()
+        self.waiting = (step, metrics)
+
+    def settle(self) -> None:
+        """Waits for the step in flight and reports it. Raises NonFinite."""
+        if self.waiting is None:
+            return
+        (step, metrics), self.waiting = self.waiting, None
+        values: dict[str, Any] = jax.device_get(metrics)
+        now = self.clock()
+        seconds, self.last = now - self.last, now
+        norms = np.asarray(values.pop("norms"))
+        if not values.pop("finite"):
+            raise NonFinite(step, culprits(values, norms, self.tensors))
+        self.report(Finished(step, {name: float(value) for name, value in values.items()}, seconds))
+
+    def restart(self) -> None:
+        """Time spent in hooks belongs to no step."""
+        self.last = self.clock()
+
+
+def culprits(values: Scalars, norms: np.ndarray, tensors: Sequence[str]) -> tuple[str, ...]:
+    """The names of what is not finite: `loss`, and each gradient tensor."""
+    named = () if np.isfinite(values["loss"]) else ("loss",)
+    return named + tuple(name for name, norm in zip(tensors, norms, strict=True) if not np.isfinite(norm))

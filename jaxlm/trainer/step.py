@@ -1,0 +1,85 @@
+"""One training step: gradients of the global batch, then the optimizer. Knows neither model nor loss."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlm.collectives.sync import GradSync, Objective
+from jaxlm.optim import gradient_norms
+from jaxlm.trainer.state import TrainState
+
+M = TypeVar("M")
+Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState[M], Any], tuple[TrainState[M], Metrics]]
+
+
+def global_gradients(
+    objective: Objective, sync: GradSync, model: M, batch: Any, key: jax.Array, state: Any
+) -> tuple[Metrics, M, Any]:
+    """Sums to report, gradient of the mean loss per unit of weight, and the new sync state.
+
+    `batch` leaves are [accumulation, sequences, ...]; microbatches are added up by a scan, in float32.
+    """
+    first = jax.tree.leaves(batch)[0]
+    if first.shape[0] == 1:
+        piece = jax.tree.map(lambda leaf: leaf[0], batch)
+        (total, sums), gradients, state = sync.value_and_grad(objective, model, piece, key, state)
+        sums = sums | {"loss": total}
+    else:
+
+        def add(carry: Any, item: Any) -> tuple[Any, None]:
+            sums, gradients, state = carry
+            index, piece = item
+            value, more, state = sync.value_and_grad(objective, model, piece, jax.random.fold_in(key, index), state)
+            new = (value[1] | {"loss": value[0]}, more)
+            sums, gradients = jax.tree.map(jnp.add, (sums, gradients), new)
+            return (sums, gradients, state), None
+
+        piece = jax.tree.map(lambda leaf: leaf[0], batch)
+        shapes = jax.eval_shape(lambda m, b: objective(m, b, key), model, piece)
+        sums = {name: jnp.zeros(s.shape, s.dtype) for name, s in (shapes[1] | {"loss": shapes[0]}).items()}
+        carry = (sums, jax.tree.map(jnp.zeros_like, model), state)
+        (sums, gradients, state), _ = jax.lax.scan(add, carry, (jnp.arange(first.shape[0]), batch))
+    with jax.named_scope("mean_gradient"):
+        weight = jnp.maximum(sums["weight"], 1.0)
+        return sums, jax.tree.map(lambda g: g / weight, gradients), state
+
+
+def make_train_step(
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    sync: GradSync,
+    *,
+    seed: int = 0,
+    report: Callable[[jax.Array], Mapping[str, Any]] = lambda step: {},
+) -> Step[Any]:
+    """Returns `step(state, batch) -> (state, metrics)`, ready for jit with the state donated.
+
+    Metrics: `loss`, `weight`, every other sum of the objective divided by the weight, `grad_norm`, `norms` (one per
+    gradient tensor, tree order), `finite`, and what `report(step)` adds (learning rate). Randomness depends on the
+    seed and the step alone, so a resumed run draws the same numbers.
+    """
+
+    def step(state: TrainState[Any], batch: Any) -> tuple[TrainState[Any], Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        sums, gradients, sync_state = global_gradients(objective, sync, state.model, batch, key, state.sync)
+        with jax.named_scope("optimizer"):
+            norms = gradient_norms(gradients)
+            norm = jnp.linalg.norm(norms)
+            finite = state.finite & jnp.isfinite(sums["loss"]) & jnp.isfinite(norm)
+            updates, opt = tx.update(gradients, state.opt, state.model)
+            model = optax.apply_updates(state.model, updates)
+            keep = lambda new, old: jnp.where(finite, new, old)
+            model, opt, sync_state = jax.tree.map(keep, (model, opt, sync_state), (state.model, state.opt, state.sync))
+        weight = jnp.maximum(sums["weight"], 1.0)
+        means = {name: value / weight for name, value in sums.items() if name != "weight"}
+        metrics = means | {"weight": sums["weight"], "grad_norm": norm, "norms": norms, "finite": finite}
+        after = TrainState(
+            step=state.step + finite.astype(jnp.int32), finite=finite, model=model, opt=opt, sync=sync_state
+        )
+        return after, {**metrics, **report(state.step)}
+
+    return step

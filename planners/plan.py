@@ -1,0 +1,356 @@
+"""The contract between planning and training: a Workload and a Cluster go in, a Plan comes out.
+
+Everything here is plain data. `jaxlm` describes its work as a `Workload` (read off the model by abstract
+evaluation) and obeys a `Plan`; `planners` knows clusters, costs and search and never imports `jaxlm`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+import cattrs
+from cattrs.v import format_exception
+
+MESH_AXES = ("zone", "data", "fsdp", "stage", "context", "tensor")
+"""Every mesh axis, slowest link first. Axes of size 1 are kept, so sharding rules never change."""
+
+BATCH_AXES = ("zone", "data", "fsdp")
+"""The mesh axes that split the batch: together they are the data-parallel replicas."""
+
+FORMAT = 1
+"""Version of the JSON form of a Plan."""
+
+Table: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]
+"""Logical axis -> mesh axes that shard it; a logical axis that is not listed is replicated."""
+
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1}
+BYTES |= {"uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1, "bool": 1, "float8_e4m3fn": 1, "float8_e5m2": 1}
+
+
+class PlanError(ValueError):
+    """No plan can be made, or a plan cannot be used. The message says what would help."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensor:
+    """One array of the model: its name, shape, dtype and the logical axis of each dimension."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    axes: tuple[str | None, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != len(self.axes):
+            raise ValueError(f"{self.name}: shape {self.shape} has {len(self.shape)} dimensions, axes {self.axes}")
+        if self.dtype not in BYTES:
+            raise ValueError(f"{self.name}: unknown dtype {self.dtype!r}")
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.size * BYTES[self.dtype]
+
+    def bytes_per_device(self, table: Table, mesh: Mapping[str, int]) -> int:
+        """Bytes of the largest shard when each logical axis is split as `table` says (uneven shards round up)."""
+        rows = dict(table)
+        shards = (math.prod(mesh.get(axis, 1) for axis in rows.get(name or "", ())) for name in self.axes)
+        dims = (-(-dim // parts) for dim, parts in zip(self.shape, shards, strict=True))
+        return math.prod(dims) * BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What one training step asks of a machine, read off the model; nothing here depends on a mesh.
+
+    `activations` are the named values that the backward pass of ONE block keeps when nothing is rematerialised, for
+    ONE sequence (the axes `batch` = 1 and `length` = sequence are among them), in the order they are computed; `carry`
+    is the input of a block and `logits` the output of the head, likewise for one sequence. FLOPs are those of a
+    forward pass for one token (2 per multiply-add); `attention_flops` is not halved for causality.
+    """
+
+    name: str
+    parameters: tuple[Tensor, ...]
+    optimizer: tuple[Tensor, ...]
+    activations: tuple[Tensor, ...]
+    carry: Tensor
+    logits: Tensor
+    layers: int
+    batch: int
+    sequence: int
+    block_flops: float
+    head_flops: float
+    attention_flops: float
+    compute_dtype: str
+    kernel: str
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.sequence < 1 or self.layers < 1:
+            raise ValueError(f"workload {self.name}: batch, sequence and layers must be positive")
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(t.size for t in self.parameters)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Size of each logical axis of the parameters; the greatest common divisor where tensors differ."""
+        sizes: dict[str, int] = {}
+        for tensor in self.parameters:
+            for axis, dim in zip(tensor.axes, tensor.shape, strict=True):
+                if axis is not None:
+                    sizes[axis] = math.gcd(sizes.get(axis, dim), dim)
+        return sizes
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one step."""
+        return self.batch * self.sequence
+
+    def step_flops(self, *, causal: bool) -> float:
+        """FLOPs of forward and backward of one step (no recomputation), attention halved if `causal`."""
+        attention = self.attention_flops * (0.5 if causal else 1.0)
+        return 3.0 * self.tokens * (self.block_flops + self.head_flops + attention)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """Where each logical axis lives: at rest (parameters, optimizer) and at work (activations)."""
+
+    parameters: Table = ()
+    optimizer: Table = ()
+    activations: Table = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """How the global batch is cut. `sequences = accumulation x microbatch`; `microbatch` counts all devices."""
+
+    sequences: int
+    microbatch: int
+    accumulation: int
+    shares: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.sequences != self.microbatch * self.accumulation:
+            raise ValueError(
+                f"batch {self.sequences} is not microbatch {self.microbatch} x accumulation {self.accumulation}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A run of consecutive layers under one rematerialisation choice.
+
+    `save` names the values kept for the backward pass (z = 1 in eq. 8 means stored); everything else is recomputed
+    from the segment's input. `save=None` keeps everything: no rematerialisation. `offload` names values that wait
+    in host memory instead.
+    """
+
+    layers: int
+    save: tuple[str, ...] | None = None
+    offload: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Communication:
+    """How gradients travel over one mesh axis."""
+
+    axis: str
+    scheme: Literal[
+        "none", "bf16", "int8", "int8_shared", "fp8", "int4", "sign", "topk", "dgc", "powersgd", "local_sgd"
+    ] = "none"
+    parameters: dict[str, float] = field(default_factory=dict)
+    every: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compile:
+    """What the compiler is told. `options` go to `jax.jit(compiler_options=...)`; `loss_chunks` 1 means one piece."""
+
+    options: dict[str, str | int | float | bool] = field(default_factory=dict)
+    unroll: int = 1
+    loss_chunks: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What the cost model expects of one step on the busiest device; never a measurement.
+
+    `seconds` and `memory` (bytes) are split into named parts that add up to the totals; `link_bytes` are the bytes
+    that one device sends over each mesh axis.
+    """
+
+    seconds: dict[str, float]
+    memory: dict[str, float]
+    link_bytes: dict[str, float] = field(default_factory=dict)
+    mfu: float | None = None
+
+    @property
+    def step_seconds(self) -> float:
+        return sum(self.seconds.values())
+
+    @property
+    def memory_bytes(self) -> float:
+        return sum(self.memory.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """A plan that lost: what it was, what it would have cost, and the sentence that says why it lost."""
+
+    summary: str
+    step_seconds: float
+    memory_bytes: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Every decision about how one training step runs. A plan changes where work is done, never what is computed."""
+
+    mesh: dict[str, int]
+    rules: Rules
+    batch: Batch
+    remat: tuple[Segment, ...]
+    communication: tuple[Communication, ...] = ()
+    compile: Compile = field(default_factory=Compile)
+    device_order: tuple[int, ...] = ()
+    predicted: Prediction | None = None
+    assumptions: dict[str, str] = field(default_factory=dict)
+    alternatives: tuple[Alternative, ...] = ()
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise PlanError(f"plan format {self.format} is not supported; this version reads format {FORMAT}")
+        if tuple(self.mesh) != MESH_AXES:
+            raise PlanError(f"mesh axes {tuple(self.mesh)} must be {MESH_AXES}, in this order")
+        if any(size < 1 for size in self.mesh.values()):
+            raise PlanError(f"mesh sizes must be positive: {self.mesh}")
+        if self.batch.microbatch % self.replicas:
+            raise PlanError(
+                f"microbatch {self.batch.microbatch} cannot be split over {self.replicas} data-parallel replicas"
+            )
+        if self.device_order and sorted(self.device_order) != list(range(self.devices)):
+            raise PlanError(f"device_order must be a permutation of 0..{self.devices - 1}")
+        for table in (self.rules.parameters, self.rules.optimizer, self.rules.activations):
+            for logical, axes in table:
+                if unknown := set(axes) - set(MESH_AXES):
+                    raise PlanError(f"rule for {logical!r} names unknown mesh axes {sorted(unknown)}")
+
+    @property
+    def devices(self) -> int:
+        return math.prod(self.mesh.values())
+
+    @property
+    def replicas(self) -> int:
+        """Ways in which the batch is split."""
+        return math.prod(self.mesh[axis] for axis in BATCH_AXES)
+
+    @property
+    def layers(self) -> int:
+        return sum(segment.layers for segment in self.remat)
+
+    def summary(self) -> str:
+        """One line: the mesh, the batch split and the rematerialisation."""
+        axes = " ".join(f"{axis}={size}" for axis, size in self.mesh.items() if size > 1) or "one device"
+        remat = ", ".join(_describe(segment) for segment in self.remat)
+        return f"{axes} | {self.batch.accumulation} x {self.batch.microbatch} sequences | remat {remat}"
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical JSON form."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(self.to_json(), indent=2) + "\n")
+
+    @staticmethod
+    def load(path: Path) -> "Plan":
+        """Raises PlanError when the file is missing, is no JSON or is no plan."""
+        try:
+            return structure(json.loads(path.read_text()), Plan)
+        except FileNotFoundError:
+            raise PlanError(f"plan file {path} does not exist") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise PlanError(f"plan file {path} is not JSON: {error}") from None
+        except PlanError as error:
+            raise PlanError(f"plan file {path}: {error}") from None
+
+
+def _describe(segment: Segment) -> str:
+    if segment.save is None:
+        return f"none x{segment.layers}"
+    kept = "+".join(segment.save) or "full"
+    return f"{kept} x{segment.layers}" + (f" (offload {'+'.join(segment.offload)})" if segment.offload else "")
+
+
+T = Any
+
+
+def structure(raw: Any, kind: type[T]) -> T:
+    """Builds a contract dataclass from its JSON form. Raises PlanError naming every key that is wrong."""
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    scalar = str | int | float | bool
+    converter.register_structure_hook_func(lambda t: t == scalar, lambda value, _: value)
+    try:
+        return converter.structure(raw, kind)
+    except cattrs.BaseValidationError as error:
+        raise PlanError("; ".join(cattrs.transform_error(error, format_exception=_say))) from None
+
+
+def _say(error: BaseException, kind: type | None) -> str:
+    """The sentence of our own checks as it stands; cattrs' words for everything else."""
+    ours = isinstance(error, PlanError) or (type(error) is ValueError and dataclasses.is_dataclass(kind))
+    return str(error) if ours else format_exception(error, kind)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """What the user lets the planner choose. An empty field means: the planner decides.
+
+    Attributes:
+        mesh: sizes of mesh axes that are fixed, e.g. {tensor: 2}; the others are searched.
+        microbatch: sequences per microbatch over all devices.
+        remat: `auto` (no rematerialisation if it fits, else the cheapest that does), `none` or `full`.
+        loss_chunks: pieces in which the logits are computed; 0 lets the planner decide.
+        memory_fraction: share of each device's memory that a plan may use.
+        unroll: layers per iteration of the layer scan.
+        options: XLA options for the training step, passed through the plan.
+    """
+
+    mesh: dict[str, int] = field(default_factory=dict)
+    microbatch: int | None = None
+    remat: Literal["auto", "none", "full"] = "auto"
+    loss_chunks: int = 0
+    memory_fraction: float = 0.9
+    unroll: int = 1
+    options: dict[str, str | int | float | bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.mesh) - set(MESH_AXES):
+            raise ValueError(f"plan.mesh: unknown axes {sorted(unknown)}; the axes are {', '.join(MESH_AXES)}")
+        if not 0.0 < self.memory_fraction <= 1.0:
+            raise ValueError(f"plan.memory_fraction={self.memory_fraction} must be in (0, 1]")
+        if self.loss_chunks < 0 or self.unroll < 1:
+            raise ValueError("plan.loss_chunks must be >= 0 and plan.unroll >= 1")
+
+
+@runtime_checkable
+class Planner(Protocol):
+    """Anything that turns a description of work and machines into a Plan."""
+
+    def __call__(self, workload: Workload, cluster: Any, search: Search) -> Plan: ...

@@ -1,0 +1,108 @@
+"""Bytes per device: exact where they must be, close to closed forms elsewhere, and monotone."""
+
+import pytest
+import workloads
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planners.layout import rules
+from planners.memory import Remat
+from planners.plan import MESH_AXES, Search, Tensor, Workload
+from planners.search import price
+from planners.topology import host, nodes
+
+
+def mesh(**sizes: int) -> dict[str, int]:
+    return {axis: sizes.get(axis, 1) for axis in MESH_AXES}
+
+
+def memory(
+    work: Workload, count: int, microbatch: int, remat: Remat = "none", **sizes: int
+) -> dict[str, float]:
+    return price(work, nodes("H100", count), Search(), mesh(**sizes), microbatch, remat).memory
+
+
+@pytest.mark.parametrize(("data", "fsdp", "tensor"), [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])
+def test_state_is_exact(data: int, fsdp: int, tensor: int) -> None:
+    """Every matrix is split over fsdp x tensor, norms are replicated: nothing of it may be missing."""
+    work = workloads.llama_7b()
+    norms = sum(t.size for t in work.parameters if "norm" in t.axes)
+    share = (work.parameter_count - norms) // (fsdp * tensor) + norms
+    parts = memory(work, 8, 8, data=data, fsdp=fsdp, tensor=tensor)
+    assert parts["parameters"] == 4 * share
+    assert parts["optimizer"] == 8 * share
+    assert parts["gradients"] == 4 * share
+    assert parts["gradient_accumulator"] == 4 * share
+
+
+@pytest.mark.parametrize("tensor", [1, 2, 8])
+def test_activations_match_the_closed_form(tensor: int) -> None:
+    """A LLaMA layer with fused attention keeps s b (8 h + (12 h + 8 f) / t) bytes (planners.md 3.3)."""
+    work, h, f, tokens = workloads.llama_7b(), 4096, 11008, 4096
+    parts = memory(work, tensor, 1, tensor=tensor)
+    assert parts["activations"] == pytest.approx(32 * tokens * (8 * h + (12 * h + 8 * f) / tensor), rel=0.01)
+    full = memory(work, tensor, 1, "full", tensor=tensor)
+    form = tokens * (32 * 2 * h + 8 * h + (12 * h + 8 * f) / tensor)
+    assert full["activations"] == pytest.approx(form, rel=0.01)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    layers=st.integers(2, 32),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+    remat=st.sampled_from(["none", "full"]),
+    microbatch=st.sampled_from([8, 16, 64]),
+)
+def test_more_fsdp_never_needs_more_memory(layers: int, dtype: str, remat: Remat, microbatch: int) -> None:
+    work = workloads.nano(64, layers=layers, dtype=dtype)
+    totals = [
+        sum(memory(work, 8, microbatch, remat, data=8 // fsdp, fsdp=fsdp).values()) for fsdp in (1, 2, 4, 8)
+    ]
+    assert totals == sorted(totals, reverse=True)
+
+
+@settings(deadline=None, max_examples=30)
+@given(layers=st.integers(2, 32), microbatch=st.sampled_from([1, 4, 16]), chunks=st.sampled_from([1, 2, 8]))
+def test_remat_and_chunks_trade_time_for_memory(layers: int, microbatch: int, chunks: int) -> None:
+    work, cluster = workloads.nano(16, layers=layers), nodes("H100", 1)
+    none = price(work, cluster, Search(), mesh(), microbatch, "none", chunks)
+    full = price(work, cluster, Search(), mesh(), microbatch, "full", chunks)
+    assert full.memory_bytes <= none.memory_bytes
+    assert full.step_seconds > none.step_seconds
+    more = price(work, cluster, Search(), mesh(), microbatch, "none", 2 * chunks)
+    assert more.memory_bytes < none.memory_bytes
+    assert more.step_seconds > none.step_seconds
+
+
+@given(
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    fsdp=st.integers(1, 8),
+    tensor=st.integers(1, 8),
+    dtype=st.sampled_from(["float32", "bfloat16", "int8"]),
+)
+def test_shards_hold_the_whole_tensor(shape: tuple[int, int], fsdp: int, tensor: int, dtype: str) -> None:
+    weight = Tensor(name="w", shape=shape, dtype=dtype, axes=("embed", "mlp"))
+    sizes = mesh(fsdp=fsdp, tensor=tensor)
+    shard = weight.bytes_per_device(rules(sizes).parameters, sizes)
+    assert shard * fsdp * tensor >= weight.bytes
+    if shape[0] % fsdp == 0 and shape[1] % tensor == 0:
+        assert shard * fsdp * tensor == weight.bytes
+
+
+def test_bytes_per_device_by_eye() -> None:
+    sizes = mesh(fsdp=4, tensor=2)
+    table = rules(sizes).parameters
+    weight = Tensor(name="w", shape=(3, 10, 6), dtype="bfloat16", axes=("layers", "embed", "mlp"))
+    assert weight.bytes_per_device(table, sizes) == 3 * 3 * 3 * 2
+    assert Tensor(name="n", shape=(10,), dtype="float32", axes=("norm",)).bytes_per_device(table, sizes) == 40
+    assert Tensor(name="n", shape=(10,), dtype="float32", axes=(None,)).bytes_per_device(table, sizes) == 40
+
+
+def test_cast_weights_are_kept_only_without_remat() -> None:
+    """Seen in compiled programs: autodiff stacks bfloat16 copies of float32 weights as residuals of the scan."""
+    work = workloads.llama_7b()
+    inside = sum(t.size for t in work.parameters if "layers" in t.axes and "norm" not in t.axes)
+    assert memory(work, 8, 8, fsdp=8)["cast_weights"] == pytest.approx(2 * inside / 8, rel=0.01)
+    assert "cast_weights" not in memory(work, 8, 8, "full", fsdp=8)
+    one = host(count=1, memory=2**33, cores=2)
+    assert "cast_weights" not in price(workloads.nano(), one, Search(), mesh(), 8).memory
