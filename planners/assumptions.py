@@ -22,6 +22,7 @@ class Assumptions:
         contention: seconds that hiding one second of communication behind compute costs all the same.
         sync_every_microbatch: gradients are reduced once per microbatch, not once per step.
         block_transient: largest activations that are alive at once while a block's gradient is computed.
+        update_copies: copies of the gradient alive while the optimizer runs, besides the gradient itself.
         batch_bytes: bytes per token of the batch on the device.
         tie: predicted step times closer than this are equal; the simpler plan wins.
     """
@@ -43,6 +44,9 @@ class Assumptions:
     contention: float = _number(0.1256, "Galvatron's overlap coefficient 1.1256 (planners.md 3.7)")
     sync_every_microbatch: bool = _number(True, "plain jit: the reduction stays inside the accumulation loop")
     block_transient: float = _number(2.0, "counted: one gradient coming in, one going out")
+    update_copies: float = _number(
+        2.0, "seen in compiled CPU steps, AdamW with clipping, jax 0.10: mean gradient and update"
+    )
     batch_bytes: float = _number(
         20.0, "counted: tokens, targets, positions, segments and weights, 4 bytes each"
     )

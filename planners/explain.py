@@ -17,6 +17,7 @@ BYTES_OF = {
     "activations": "kept for the backward pass",
     "block_transient": "a block's gradients in flight",
     "logits": "logits and their gradient",
+    "update_excess": "optimizer's copies beyond the backward pass",
     "batch": "token arrays",
     "runtime": "runtime libraries",
 }
@@ -97,7 +98,7 @@ def explain(plan: Plan, cluster: Cluster) -> str:
         width = max(map(len, plan.assumptions))
         rows = [f"  {name:<{width}}  {value}" for name, value in plan.assumptions.items()]
         sections.append("\n".join(["assumptions", *rows]))
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(sections)
 
 
 def _decisions(plan: Plan, cluster: Cluster) -> str:

@@ -94,11 +94,11 @@ def memory(
 ) -> dict[str, float]:
     """Bytes per device at the peak of one step, by part; the parts add up.
 
-    The peak is taken as if the head and one block were in flight at once, which errs on the safe side.
-    Without rematerialisation every block keeps its activations, and the weights that were cast for it:
-    autodiff keeps them as residuals of the layer scan, sharded like the weights (seen in compiled programs,
-    jax 0.10 on CPU). With full rematerialisation every block keeps its input, and the block in flight its
-    activations.
+    `update_excess` is what the optimizer needs beyond what the backward pass has freed by then. The peak is
+    taken as if the head and one block were in flight at once, which errs on the safe side. Without
+    rematerialisation every block keeps its activations, and the weights that were cast for it: autodiff keeps
+    them as residuals of the layer scan, sharded like the weights (seen in compiled programs, jax 0.10 on
+    CPU). With full rematerialisation every block keeps its input, and the block in flight its activations.
     """
     replicas = ways(BATCH_AXES, mesh)
     sequences = microbatch // replicas
@@ -119,4 +119,7 @@ def memory(
         "batch": assumptions.batch_bytes * workload.tokens / replicas,
         "runtime": device.overhead,
     }
+    kept = ("parameters", "optimizer", "gradients", "batch", "runtime")
+    freed = sum(size for name, size in parts.items() if name not in kept)
+    parts["update_excess"] = max(assumptions.update_copies * step.gradients - freed, 0.0)
     return {name: float(size) for name, size in parts.items() if size}

@@ -314,7 +314,9 @@ def structure(raw: Any, kind: type[T]) -> T:
 
 def _say(error: BaseException, kind: type | None) -> str:
     """The sentence of our own checks as it stands; cattrs' words for everything else."""
-    ours = isinstance(error, PlanError) or (type(error) is ValueError and dataclasses.is_dataclass(kind))
+    ours = isinstance(error, PlanError) or (
+        type(error) is ValueError and (kind is None or dataclasses.is_dataclass(kind))
+    )
     return str(error) if ours else format_exception(error, kind)
 
 

@@ -209,9 +209,11 @@ class Store:
             self._folders.give_up(step)
         if isinstance(error, CheckpointError):
             return error
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        if "No space left" in reason or "quota" in reason.lower():
-            reason = f"the disk is full ({reason})"
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if "No space left" in reason or "quota exceeded" in reason:
+            reason = "the disk is full"
+        elif len(reason) > 300:
+            reason = f"{reason[:100]} ... {reason[-200:]}"
         older = [other for other in self._folders.steps() if other != step]
         rest = f"untouched: {', '.join(map(str, older))}" if older else "there is no older one"
         return CheckpointError(f"checkpoint {step} was not written to {self.directory}: {reason}; {rest}")

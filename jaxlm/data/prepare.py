@@ -12,6 +12,7 @@ import importlib.metadata
 import itertools
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ from jaxlm.data.tokenizer import Tokenizer
 
 FORMAT = 1  # raised when the same text would give other files
 SHARD_BYTES = 128 << 20  # text per shard: what an interruption may cost
+LONGEST_CHARACTER = 4  # bytes in UTF-8
 BATCH_BYTES = 4 << 20  # text encoded at a time, shared among the cores
 
 
@@ -177,7 +179,7 @@ def sample(config: DataConfig, sources: list[Source], progress: Progress = silen
 
 
 def _thinned(text: str, size: int, part: int = 4096) -> list[str]:
-    """At most about `size` characters of a text, as evenly spaced parts cut at line ends where there are any."""
+    """At most about `size` characters of a text, as evenly spaced parts cut at line ends if there are any."""
     if len(text) <= size:
         return [text]
     count = max(size // part, 1)
@@ -204,9 +206,8 @@ def _encode(
     """Writes the shards that are missing and returns the entries of all."""
     shards = _finished(folder)
     here = shards[-1]["next"] if shards else {"file": 0, "item": 0, "train_bytes": 0}
-    limit = config.limit_bytes if config.limit_bytes is not None else float("inf")
-    sizes = [source.bytes for source in sources]
-    begins = [0, *itertools.accumulate(sizes)]
+    limit = config.limit_bytes or sys.maxsize
+    begins = [0, *itertools.accumulate(source.bytes for source in sources)]
     total, position = begins[-1], 0
     writer = _ShardWriter(tokenizer)
     train_bytes = here["train_bytes"]
@@ -217,7 +218,8 @@ def _encode(
         position = before + bytes_read
 
     for file in range(here["file"], len(sources)):
-        if train_bytes >= limit and sources[file].split in (TRAIN, BY_DOCUMENT):
+        full = limit - train_bytes < LONGEST_CHARACTER
+        if full and sources[file].split in (TRAIN, BY_DOCUMENT):
             break
         before = position = begins[file]
         for number, item in enumerate(read(sources[file], config.validation_fraction, tell)):
@@ -229,21 +231,14 @@ def _encode(
                 writer.skip(item)
                 if seen >= 1000:
                     _check_corrupt(config, corrupt, seen - corrupt, writer.facts["corrupt_examples"])
+            elif item.split != TRAIN:
+                writer.add(item.split, item.text)
+            elif len(item.text) < config.minimum_characters:
+                writer.facts["dropped"] += 1
+            elif limit - train_bytes >= LONGEST_CHARACTER:
+                train_bytes += writer.add(TRAIN, _first_bytes(item.text, limit - train_bytes))
             else:
-                if item.split == TRAIN:
-                    if train_bytes >= limit:
-                        break
-                    if len(item.text) < config.minimum_characters:
-                        writer.facts["dropped"] += 1
-                        continue
-                size = len(item.text.encode())
-                text = item.text
-                if item.split == TRAIN and train_bytes + size > limit:
-                    text = text.encode()[: int(limit) - train_bytes].decode("utf-8", errors="ignore")
-                    train_bytes, size = int(limit), len(text.encode())
-                elif item.split == TRAIN:
-                    train_bytes += size
-                writer.add(item.split, text, size)
+                break
             if writer.waiting >= BATCH_BYTES or writer.bytes >= shard_bytes:
                 writer.encode()
                 progress("encoding", min(position, total), total)
@@ -257,6 +252,11 @@ def _encode(
         shards.append(writer.write(folder, len(shards), following))
     progress("encoding", total, total)
     return shards
+
+
+def _first_bytes(text: str, size: int) -> str:
+    """A text cut to at most `size` bytes, between characters."""
+    return text if len(text) * LONGEST_CHARACTER <= size else text.encode()[:size].decode("utf-8", "ignore")
 
 
 class _ShardWriter:
@@ -278,11 +278,14 @@ class _ShardWriter:
     def empty(self) -> bool:
         return not (self._texts or self._sizes or self.facts["dropped"] or self.facts["corrupt"])
 
-    def add(self, split: str, text: str, size: int) -> None:
+    def add(self, split: str, text: str) -> int:
+        """Takes a document and says how many bytes it has."""
+        size = len(text.encode())
         self._texts.append((split, text))
         self._sizes.setdefault(split, []).append(size)
         self.bytes += size
         self.waiting += size
+        return size
 
     def skip(self, corrupt: Corrupt) -> None:
         self.facts["corrupt"] += 1

@@ -206,7 +206,7 @@ def _explained(message: str, config: TokenizerConfig) -> DataError:
         )
     if found := re.search(r"smaller than required_chars\. *\d+ vs (\d+)", message):
         return DataError(
-            f"data.tokenizer.vocab={config.vocab} is less than the single characters of the training text need: "
+            f"data.tokenizer.vocab={config.vocab} is less than its single characters need: "
             f"set it to more than {found[1]}"
         )
     return DataError(f"the tokenizer could not be learned from the training text: {message}")

@@ -109,7 +109,8 @@ def _activations(config: ModelConfig, kernel: Kernel, dtype: str, sequence: int,
             found.append(tensor)
     for (shape, kind), count in waiting.items():
         quadratic = shape.count(sequence) > 1
-        if sequence not in shape or (kernel == "cudnn" and quadratic):
+        # Activations begin with the batch of one; weights that autodiff keeps do not, and are no activations.
+        if shape[:1] != (1,) or sequence not in shape[1:] or (kernel == "cudnn" and quadratic):
             continue
         axes = _guess_axes(shape, config, sequence)
         found += [Tensor(name=f"residual_{len(found) + i}", shape=shape, dtype=kind, axes=axes) for i in range(count)]

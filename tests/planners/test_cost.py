@@ -51,7 +51,9 @@ def test_axis_meets_the_links_it_crosses() -> None:
 @given(small=st.floats(1e6, 1e12), factor=st.floats(1.0, 100.0))
 def test_larger_products_are_more_efficient(small: float, factor: float) -> None:
     a = Assumptions()
-    assert efficiency(small, 1e15, a) <= efficiency(small * factor, 1e15, a) <= a.matmul_efficiency
+    low, high = efficiency(small, 1e15, a), efficiency(small * factor, 1e15, a)
+    assert low <= high * (1 + 1e-12)
+    assert high <= a.matmul_efficiency
 
 
 @settings(deadline=None, max_examples=20)
@@ -112,6 +114,7 @@ def test_planning_needs_no_jax() -> None:
     """In a fresh process, since the tests themselves may have imported it."""
     code = (
         "import planners.search, sys; "
-        "bad = {'jax', 'jaxlib', 'flax', 'optax', 'jaxlm'} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
+        "bad = {'jax', 'jaxlib', 'flax', 'optax', 'jaxlm'} & set(sys.modules); "
+        "sys.exit(str(bad) if bad else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

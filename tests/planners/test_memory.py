@@ -70,7 +70,7 @@ def test_remat_and_chunks_trade_time_for_memory(layers: int, microbatch: int, ch
     assert full.memory_bytes <= none.memory_bytes
     assert full.step_seconds > none.step_seconds
     more = price(work, cluster, Search(), mesh(), microbatch, "none", 2 * chunks)
-    assert more.memory_bytes < none.memory_bytes
+    assert more.memory_bytes <= none.memory_bytes
     assert more.step_seconds > none.step_seconds
 
 
@@ -99,7 +99,7 @@ def test_bytes_per_device_by_eye() -> None:
 
 
 def test_cast_weights_are_kept_only_without_remat() -> None:
-    """Seen in compiled programs: autodiff stacks bfloat16 copies of float32 weights as residuals of the scan."""
+    """Seen in compiled programs: autodiff stacks bfloat16 copies of the weights as residuals of the scan."""
     work = workloads.llama_7b()
     inside = sum(t.size for t in work.parameters if "layers" in t.axes and "norm" not in t.axes)
     assert memory(work, 8, 8, fsdp=8)["cast_weights"] == pytest.approx(2 * inside / 8, rel=0.01)
