@@ -10,9 +10,9 @@ import jax
 from jaxlm.checkpoints.errors import CheckpointError
 from jaxlm.checkpoints.store import Store
 from jaxlm.config import Run, Sample
-from jaxlm.data.corpus import Corpus, gzip_bits_per_byte
+from jaxlm.data.corpus import gzip_bits_per_byte
 from jaxlm.data.loader import Loader
-from jaxlm.data.prepare import prepare
+from jaxlm.data.prepare import prepare, prepare_text
 from jaxlm.data.progress import show_progress
 from jaxlm.data.show import show
 from jaxlm.data.tokenizer import Tokenizer
@@ -98,7 +98,8 @@ def evaluate_run(path: Path, data: str | None, step: int | None) -> tuple[str, d
         corpus = prepare(trained.run.data, show_progress())
         split = corpus.held_out.name
     else:
-        corpus, split = _text_of(trained.run, trained.folder, data)
+        corpus = prepare_text(data, trained.folder.tokenizer, trained.run.data, show_progress())
+        split = "text"
     with jax.set_mesh(trained.session.mesh):
         judge = Judge(trained.session, corpus, split)
         result = judge(trained.model())
@@ -111,23 +112,6 @@ def evaluate_run(path: Path, data: str | None, step: int | None) -> tuple[str, d
     )
     facts = {"step": trained.step, "split": judge.split, "data": data, **dataclasses.asdict(result)}
     return text, facts | {"gzip_bits_per_byte": gzip}
-
-
-def _text_of(run: Run, folder: Folder, data: str) -> tuple[Corpus, str]:
-    """Any text in the run's own tokens, all of it, and the split to judge: what a manifest holds out, else all."""
-    tokenizer = dataclasses.replace(run.data.tokenizer, path=str(folder.tokenizer))
-    everything = dataclasses.replace(
-        run.data,
-        path=data,
-        validation=None,
-        validation_fraction=0.0,
-        minimum_characters=0,
-        limit_bytes=None,
-        tokenizer=tokenizer,
-    )
-    corpus = prepare(everything, show_progress())
-    held_out = [name for name in ("test", "valid") if name in corpus.splits]
-    return corpus, held_out[0] if held_out else "train"
 
 
 def generate_text(path: Path, how: Sample, step: int | None, seed: int, stop: tuple[str, ...]) -> Iterator[bytes]:

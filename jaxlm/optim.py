@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules, composed from optax."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -49,7 +50,7 @@ class AdamW:
         if not 0.0 <= self.final <= 1.0:
             raise ValueError(f"optim.final={self.final} must be in [0, 1]")
 
-    def rate(self, steps: int) -> optax.Schedule:
+    def rate(self, steps: int) -> Callable[[Any], jax.Array]:
         """The learning rate by step, for a run of `steps` steps."""
         warmup = min(self.warmup, max(steps - 1, 0))
         if self.schedule == "constant":
@@ -58,7 +59,8 @@ class AdamW:
             rest = optax.cosine_decay_schedule(self.lr, max(steps - warmup, 1), self.final)
         # The first step already learns: rate(0) = lr / warmup.
         rise = optax.linear_schedule(self.lr / max(warmup, 1), self.lr, max(warmup - 1, 1))
-        return optax.join_schedules([rise, rest], [warmup])
+        joined = optax.join_schedules([rise, rest], [warmup])
+        return lambda step: jnp.asarray(joined(step))
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """The transformation; its parts are named, so the state is called `adam/mu/...` whatever else is on."""

@@ -69,9 +69,6 @@ def train(run: Run, directory: Path, *, job: Job = Job(), plan_file: Path | None
         if not leader:
             return _train(Setup(run, folder, how, cluster, plan, workload, job), stop, say, again)
         with run_lock(directory):
-            folder.write_config(run)
-            plan.save(folder.plan)
-            write_bytes(folder.explanation, (explain(plan, cluster) + "\n").encode())
             return _train(Setup(run, folder, how, cluster, plan, workload, job), stop, say, again)
 
 
@@ -121,13 +118,16 @@ def _train(setup: Setup, stop: StopSignal, say: Say, again: str) -> int:
     corpus = prepare(run.data, show_progress() if leader else silent)
     say("\n".join(corpus.report.lines()))
     session = Session(run, resolve(run, corpus.tokenizer.vocab), setup.how, setup.plan)
-    if leader:
-        write_bytes(folder.tokenizer, corpus.tokenizer.model)
     with (
         jax.set_mesh(session.mesh),
         run.checkpoint.build(folder.checkpoints) as store,
     ):
         state, done = _state(session, store, corpus, say)
+        if leader:
+            folder.write_config(run)
+            setup.plan.save(folder.plan)
+            write_bytes(folder.explanation, (explain(setup.plan, setup.cluster) + "\n").encode())
+            write_bytes(folder.tokenizer, corpus.tokenizer.model)
         if done >= run.train.steps:
             say(f"{folder.path} is complete: {done} steps are done. To go on, raise --train.steps.")
             return DONE

@@ -31,25 +31,19 @@ class Assumptions:
         0.80,
         "790 of 989.5 TFLOP/s measured on H200 (trainers.md 2.3); A100 fits 0.73, 0.86 (planners.md 3.4)",
     )
-    matmul_half_seconds: float = _number(
-        35e-6, "g0 = 11 GFLOP at 312 TFLOP/s, fitted on A100 (planners.md 3.4)"
-    )
+    matmul_half_seconds: float = _number(35e-6, "g0 = 11 GFLOP at 312 TFLOP/s, fitted on A100 (planners.md 3.4)")
     memory_efficiency: float = _number(0.8, "Calculon's A100 file: 0.6 to 0.9 (planners.md 3.4)")
     activation_passes: float = _number(
         5.0, "counted: write and read forward, read backward, write and read of its gradient"
     )
-    flash_backward: float = _number(
-        2.5, "FlashAttention backward: 5 matrix products for 2 (arXiv:2307.08691)"
-    )
+    flash_backward: float = _number(2.5, "FlashAttention backward: 5 matrix products for 2 (arXiv:2307.08691)")
     contention: float = _number(0.1256, "Galvatron's overlap coefficient 1.1256 (planners.md 3.7)")
     sync_every_microbatch: bool = _number(True, "plain jit: the reduction stays inside the accumulation loop")
     block_transient: float = _number(2.0, "counted: one gradient coming in, one going out")
     update_copies: float = _number(
         2.0, "seen in compiled CPU steps, AdamW with clipping, jax 0.10: mean gradient and update"
     )
-    batch_bytes: float = _number(
-        20.0, "counted: tokens, targets, positions, segments and weights, 4 bytes each"
-    )
+    batch_bytes: float = _number(20.0, "counted: tokens, targets, positions, segments and weights, 4 bytes each")
     tie: float = _number(0.01, "step times repeat to about 1 % (planners.md 5, rule 5)")
 
     def record(self) -> dict[str, str]:
@@ -57,12 +51,6 @@ class Assumptions:
         rows: dict[str, str] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            source = (
-                field.metadata["source"]
-                if value == field.default
-                else f"set by hand; default {field.default}"
-            )
-            rows[field.name] = (
-                f"{value:g} ({source})" if not isinstance(value, bool) else f"{value} ({source})"
-            )
+            source = field.metadata["source"] if value == field.default else f"set by hand; default {field.default}"
+            rows[field.name] = f"{value:g} ({source})" if not isinstance(value, bool) else f"{value} ({source})"
         return rows

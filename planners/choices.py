@@ -110,9 +110,7 @@ def _meshes(workload: Workload, cluster: Cluster, search: Search) -> list[dict[s
     if not good:
         shown = "; ".join(reasons.values())
         raise PlanError(
-            shown
-            if len(possible) == 1
-            else f"no mesh of {cluster.count} devices divides {workload.name}: {shown}"
+            shown if len(possible) == 1 else f"no mesh of {cluster.count} devices divides {workload.name}: {shown}"
         )
     return good
 
@@ -141,9 +139,7 @@ def _obstacles(workload: Workload, cluster: Cluster, search: Search, mesh: dict[
     return found
 
 
-def say_indivisible(
-    logical: str, size: int, axes: tuple[str, ...], mesh: Mapping[str, int], count: int
-) -> str:
+def say_indivisible(logical: str, size: int, axes: tuple[str, ...], mesh: Mapping[str, int], count: int) -> str:
     """The sentence for one row of `indivisible` on `count` devices."""
     label = " x ".join(f"{axis}={mesh[axis]}" for axis in axes)
     sizes = ", ".join(str(divisor) for divisor in divisors(size) if divisor <= count)
@@ -157,9 +153,7 @@ def _check_search(workload: Workload, search: Search) -> None:
     check_executable(search.mesh)
     if search.microbatch is not None and (search.microbatch < 1 or workload.batch % search.microbatch):
         sizes = ", ".join(map(str, divisors(workload.batch)))
-        raise PlanError(
-            f"microbatch {search.microbatch} does not divide batch {workload.batch}; it can be {sizes}"
-        )
+        raise PlanError(f"microbatch {search.microbatch} does not divide batch {workload.batch}; it can be {sizes}")
     if search.loss_chunks and workload.sequence % search.loss_chunks:
         raise PlanError(
             f"loss_chunks={search.loss_chunks} does not divide sequence={workload.sequence}; "

@@ -14,9 +14,7 @@ def efficiency(flops: float, peak: float, assumptions: Assumptions) -> float:
     return assumptions.matmul_efficiency * flops / (flops + assumptions.matmul_half_seconds * peak)
 
 
-def matmul_seconds(
-    flops: float, product: float, device: Device, dtype: str, assumptions: Assumptions
-) -> float:
+def matmul_seconds(flops: float, product: float, device: Device, dtype: str, assumptions: Assumptions) -> float:
     """Seconds of `flops` done in matrix products of `product` FLOPs each."""
     if flops <= 0:
         return 0.0

@@ -60,9 +60,7 @@ def memory_table(parts: Mapping[str, float], capacity: float, fraction: float = 
         (name, f"{size:,.0f}", gib(size), f"{size / total:.1%}", BYTES_OF.get(name, ""))
         for name, size in sorted(parts.items(), key=lambda row: -row[1])
     ]
-    rows.append(
-        ("total", f"{total:,.0f}", gib(total), "100.0%", f"{total / budget:.0%} of what a plan may use")
-    )
+    rows.append(("total", f"{total:,.0f}", gib(total), "100.0%", f"{total / budget:.0%} of what a plan may use"))
     note = f"{fraction:.0%} of {gib(capacity)}" if fraction < 1 else "memory of one device"
     rows.append(("capacity", f"{budget:,.0f}", gib(budget), "", note))
     return table(("predicted memory per device", "bytes", "size", "share", ""), rows, rule=-2)
@@ -87,9 +85,7 @@ def explain(plan: Plan, cluster: Cluster) -> str:
         sections.append(memory_table(plan.predicted.memory, cluster.device.memory, fraction))
         sections.append(time_table(plan.predicted.seconds) + "\n" + _rates(plan, cluster))
     if plan.alternatives:
-        rows = [
-            (item.summary, duration(item.step_seconds), gib(item.memory_bytes)) for item in plan.alternatives
-        ]
+        rows = [(item.summary, duration(item.step_seconds), gib(item.memory_bytes)) for item in plan.alternatives]
         lines = table(("what lost", "predicted step", "predicted memory"), rows).splitlines()
         reasons = [textwrap.indent(textwrap.fill(item.reason, 104), "      ") for item in plan.alternatives]
         body = [line for pair in zip(lines[2:], reasons, strict=True) for line in pair]
@@ -109,11 +105,7 @@ def _decisions(plan: Plan, cluster: Cluster) -> str:
     splitting = " x ".join(axis for axis in BATCH_AXES if plan.mesh[axis] > 1)
     remat = "; ".join(
         f"{segment.layers} layers keep "
-        + (
-            "everything"
-            if segment.save is None
-            else ", ".join(segment.save) or "their input only, and recompute"
-        )
+        + ("everything" if segment.save is None else ", ".join(segment.save) or "their input only, and recompute")
         for segment in plan.remat
     )
     rows = [
@@ -154,15 +146,11 @@ def _rates(plan: Plan, cluster: Cluster) -> str:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], rule: int | None = None) -> str:
     """Aligned columns, numbers to the right. `rule` is the index of the row that a line is drawn above."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    numeric = [
-        all(row[column][:1].isdigit() or not row[column] for row in rows) for column in range(len(header))
-    ]
+    numeric = [all(row[column][:1].isdigit() or not row[column] for row in rows) for column in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
         pairs = zip(cells, widths, numeric, strict=True)
-        return "  ".join(
-            cell.rjust(width) if right else cell.ljust(width) for cell, width, right in pairs
-        ).rstrip()
+        return "  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in pairs).rstrip()
 
     dashes = "-" * max(len(line(row)) for row in (header, *rows))
     body = [line(row) for row in rows]

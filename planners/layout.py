@@ -21,9 +21,7 @@ def rules(mesh: Mapping[str, int]) -> Rules:
     return Rules(parameters=weights, optimizer=weights, activations=work)
 
 
-def indivisible(
-    workload: Workload, layout: Rules, mesh: Mapping[str, int]
-) -> list[tuple[str, int, tuple[str, ...]]]:
+def indivisible(workload: Workload, layout: Rules, mesh: Mapping[str, int]) -> list[tuple[str, int, tuple[str, ...]]]:
     """Every (logical axis, size, mesh axes) whose size the mesh axes do not divide, the batch left out."""
     activations = (*workload.activations, workload.carry, workload.logits)
     groups = (
@@ -42,12 +40,7 @@ def indivisible(
 
 
 def _dims(tensors: Iterable[Tensor]) -> set[tuple[str, int]]:
-    return {
-        (name, size)
-        for tensor in tensors
-        for name, size in zip(tensor.axes, tensor.shape, strict=True)
-        if name
-    }
+    return {(name, size) for tensor in tensors for name, size in zip(tensor.axes, tensor.shape, strict=True) if name}
 
 
 def ways(axes: Iterable[str], mesh: Mapping[str, int]) -> int:
@@ -62,6 +55,4 @@ def check_executable(mesh: Mapping[str, int]) -> None:
     """Raises PlanError for a mesh axis that the trainer cannot execute yet."""
     for axis in ("zone", "stage", "context"):
         if mesh.get(axis, 1) > 1:
-            raise PlanError(
-                f"mesh {axis}={mesh[axis]}: the trainer cannot execute {axis} > 1 yet; set {axis}=1"
-            )
+            raise PlanError(f"mesh {axis}={mesh[axis]}: the trainer cannot execute {axis} > 1 yet; set {axis}=1")

@@ -26,11 +26,7 @@ def refusal(
         "",
     ]
     remedies = _remedies(workload, cluster, search, assumptions, least)
-    lines += (
-        ["What would fit:", *(f"  - {line}" for line in remedies)]
-        if remedies
-        else ["Nothing tried would fit."]
-    )
+    lines += ["What would fit:", *(f"  - {line}" for line in remedies)] if remedies else ["Nothing tried would fit."]
     return "\n".join(lines)
 
 
@@ -78,9 +74,7 @@ def _remedies(
     share = least.predicted.memory_bytes / cluster.device.memory
     if search.memory_fraction < share <= 0.97:
         up = -(-int(share * 1000) // 10) / 100 + 0.01
-        found.append(
-            f"plan.memory_fraction={min(up, 1.0):.2f} instead of {search.memory_fraction:g} (less margin)"
-        )
+        found.append(f"plan.memory_fraction={min(up, 1.0):.2f} instead of {search.memory_fraction:g} (less margin)")
 
     def first(label: Callable[[int], str], values: Iterator[int], test: Callable[[int], bool]) -> None:
         value = next((value for value in values if test(value)), None)

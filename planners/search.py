@@ -27,9 +27,7 @@ ALTERNATIVES = 5
 """Runners-up that a plan tells of."""
 
 
-def plan(
-    workload: Workload, cluster: Cluster, search: Search, assumptions: Assumptions | None = None
-) -> Plan:
+def plan(workload: Workload, cluster: Cluster, search: Search, assumptions: Assumptions | None = None) -> Plan:
     """The fastest plan that fits, by prediction; among predicted ties the simplest.
 
     On a CPU host, whose devices share cores and memory, splitting the batch comes before any other split.
@@ -89,30 +87,22 @@ def price(
 def check(plan: Plan, workload: Workload, cluster: Cluster) -> None:
     """Raises PlanError, saying what differs, when a saved plan does not suit this work and these devices."""
     if plan.devices != cluster.count:
-        raise PlanError(
-            f"the plan is for {plan.devices} devices, {cluster.name} has {cluster.count}; plan again"
-        )
+        raise PlanError(f"the plan is for {plan.devices} devices, {cluster.name} has {cluster.count}; plan again")
     check_executable(plan.mesh)
     if plan.batch.sequences != workload.batch:
         raise PlanError(
             f"the plan splits a batch of {plan.batch.sequences} sequences, the config says {workload.batch}"
         )
     if plan.layers != workload.layers:
-        raise PlanError(
-            f"the plan's remat covers {plan.layers} layers, {workload.name} has {workload.layers}"
-        )
+        raise PlanError(f"the plan's remat covers {plan.layers} layers, {workload.name} has {workload.layers}")
     known = {tensor.name for tensor in workload.activations}
     named = {name for segment in plan.remat for name in (*(segment.save or ()), *segment.offload)}
     if unknown := sorted(named - known):
-        raise PlanError(
-            f"the plan keeps {unknown}, which {workload.name} does not name; it names {sorted(known)}"
-        )
+        raise PlanError(f"the plan keeps {unknown}, which {workload.name} does not name; it names {sorted(known)}")
     if found := indivisible(workload, plan.rules, plan.mesh):
         raise PlanError("; ".join(say_indivisible(*row, plan.mesh, cluster.count) for row in found))
     if workload.sequence % plan.compile.loss_chunks:
-        raise PlanError(
-            f"loss_chunks={plan.compile.loss_chunks} does not divide sequence={workload.sequence}"
-        )
+        raise PlanError(f"loss_chunks={plan.compile.loss_chunks} does not divide sequence={workload.sequence}")
 
 
 def _ranked(choices: list[Choice], cluster: Cluster, assumptions: Assumptions) -> list[Choice]:

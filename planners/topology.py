@@ -111,9 +111,7 @@ class Cluster:
             raise PlanError(f"cluster {self.name}: {self.count} devices need at least one tier of links")
         sizes = [tier.devices for tier in self.tiers]
         if sizes != sorted(sizes):
-            raise PlanError(
-                f"cluster {self.name}: tiers join {sizes} devices; list them innermost (smallest) first"
-            )
+            raise PlanError(f"cluster {self.name}: tiers join {sizes} devices; list them innermost (smallest) first")
 
     @property
     def node(self) -> int:
@@ -169,9 +167,7 @@ def nodes(device: str, count: int) -> Cluster:
     if device not in _facts():
         raise PlanError(f"unknown device {device!r}{_suggest(device, _facts())}")
     if count > NODE and count % NODE:
-        raise PlanError(
-            f"{count} devices do not fill nodes of {NODE}; use {count // NODE * NODE} or describe a file"
-        )
+        raise PlanError(f"{count} devices do not fill nodes of {NODE}; use {count // NODE * NODE} or describe a file")
     tiers = _tiers(device, NODE, count)
     return Cluster(name=f"{device.lower()}x{count}", device=_device(device), count=count, tiers=tiers)
 
@@ -194,9 +190,7 @@ def host(*, count: int, memory: int, cores: int, processes: int = 1) -> Cluster:
         overhead=CPU_OVERHEAD // local,
         source=f"nominal: {cores} cores x {NOMINAL_CORE:g} FLOP/s shared by {local} devices, no peak known",
     )
-    inner = Link(
-        name="shared memory (nominal)", devices=local, bandwidth=5.0e9, latency=50e-6, doubling=25e-6
-    )
+    inner = Link(name="shared memory (nominal)", devices=local, bandwidth=5.0e9, latency=50e-6, doubling=25e-6)
     outer = Link(name="Ethernet (nominal)", devices=count, bandwidth=1.0e9, latency=200e-6, doubling=100e-6)
     tiers = (inner, outer) if processes > 1 else (inner,)
     return Cluster(name="cpu", device=device, count=count, tiers=tiers, shared=True)
@@ -227,9 +221,7 @@ def local_cluster(kind: str, count: int, memory: int | None, processes: int, cor
         raise PlanError(f"memory of device {kind!r} is unknown; give a cluster file with its memory in bytes")
     node = NODE if processes == count else local
     if known is None:
-        device = Device(
-            kind=kind, memory=memory or 0, source=f"{kind!r} is not in {FACTS.name}; nominal rates only"
-        )
+        device = Device(kind=kind, memory=memory or 0, source=f"{kind!r} is not in {FACTS.name}; nominal rates only")
         links = (
             Link(name="unknown link", devices=node, bandwidth=2.0e10, latency=50e-6, doubling=25e-6),
             Link(

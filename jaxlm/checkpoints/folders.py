@@ -131,9 +131,7 @@ class Folders:
             for folder in self.of(step):
                 if step in complete and step not in stay:
                     _drop(folder)
-                elif (
-                    step < newest and folder == self.writing(step) and not (folder / manifest.NAME).is_file()
-                ):
+                elif step < newest and folder == self.writing(step) and not (folder / manifest.NAME).is_file():
                     _log.info("%s was cut off and is older than checkpoint %d: deleted", folder, newest)
                     _drop(folder)
         for going in self._directory.glob(f"*{_DELETING}"):

@@ -21,9 +21,7 @@ def describe(state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         raise CheckpointError("the state is empty: nothing to save")
     for name, leaf in state.items():
         if not isinstance(name, str) or not all(part not in ("", ".", "..") for part in name.split("/")):
-            raise CheckpointError(
-                f"tensor name {name!r} must be words with slashes between, as model/blocks/q"
-            )
+            raise CheckpointError(f"tensor name {name!r} must be words with slashes between, as model/blocks/q")
         if not isinstance(leaf, jax.Array):
             raise CheckpointError(f"{name}: is a {type(leaf).__name__}, must be a jax.Array")
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

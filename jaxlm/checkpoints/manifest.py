@@ -107,9 +107,7 @@ def verify(folder: Path, body: dict[str, Any]) -> None:
         for (path, expected), digest in zip(files.items(), _digests(folder, files), strict=True):
             if digest != expected["sha256"]:
                 says = expected["sha256"]
-                raise CheckpointError(
-                    f"{path} has SHA-256 {digest[:12]}.., manifest says {says[:12]}..: damaged"
-                )
+                raise CheckpointError(f"{path} has SHA-256 {digest[:12]}.., manifest says {says[:12]}..: damaged")
     except OSError as error:
         raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from error
 

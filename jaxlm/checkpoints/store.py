@@ -189,9 +189,7 @@ class Store:
             self._thread.join()
             self._thread = None
 
-    def _finish(
-        self, writer: arrays.Writer, step: int, tensors: dict[str, Any], facts: dict[str, Any]
-    ) -> None:
+    def _finish(self, writer: arrays.Writer, step: int, tensors: dict[str, Any], facts: dict[str, Any]) -> None:
         """In the background: Orbax's commit on all processes, the manifest, the final name, keep rules."""
         try:
             writer.wait()

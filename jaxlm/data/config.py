@@ -70,9 +70,7 @@ class DataConfig:
         if not self.path:
             raise DataError("data.path is empty: give a folder, a glob, a file, or the word stdlib")
         if not 0 <= self.validation_fraction < 1:
-            raise DataError(
-                f"data.validation_fraction={self.validation_fraction} must be at least 0 and below 1"
-            )
+            raise DataError(f"data.validation_fraction={self.validation_fraction} must be at least 0 and below 1")
         if self.sequence < 2:
             raise DataError(f"data.sequence={self.sequence} must be at least 2")
         if self.mode not in ("pack", "truncate"):

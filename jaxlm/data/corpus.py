@@ -53,9 +53,7 @@ class Report:
 class Corpus:
     """Tokenizer and splits of a prepared folder; `digest` is the same wherever the same text was prepared."""
 
-    def __init__(
-        self, folder: Path, tokenizer: Tokenizer, splits: Mapping[str, TokenStream], index: dict[str, Any]
-    ):
+    def __init__(self, folder: Path, tokenizer: Tokenizer, splits: Mapping[str, TokenStream], index: dict[str, Any]):
         self.folder, self.tokenizer, self.splits = folder, tokenizer, dict(splits)
         self.digest: str = index["digest"]
         report = index["report"]

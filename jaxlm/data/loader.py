@@ -83,9 +83,7 @@ class Evaluation:
         """Places start..stop of batch `index`, in the order of the text."""
         stop = self.batch if stop is None else stop
         if not 0 <= index < self.batches or not 0 <= start <= stop <= self.batch:
-            raise IndexError(
-                f"batch {index}, places {start}..{stop}: there are {self.batches} x {self.batch}"
-            )
+            raise IndexError(f"batch {index}, places {start}..{stop}: there are {self.batches} x {self.batch}")
         first = index * self.batch
         batch = empty_batch(stop - start, self.sequence, self.stream.pad)
         for at, row in enumerate(range(first + start, min(first + stop, len(self._rows)))):

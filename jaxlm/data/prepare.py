@@ -307,9 +307,7 @@ class _ShardWriter:
         entry = self.facts | {"splits": {}, "next": following}
         for split, parts in self._tokens.items():
             tokens = np.concatenate(parts)
-            documents = np.concatenate([[0], np.cumsum(self._lengths[split]), self._sizes[split]]).astype(
-                "<i8"
-            )
+            documents = np.concatenate([[0], np.cumsum(self._lengths[split]), self._sizes[split]]).astype("<i8")
             files = shard_paths(folder, number, split)
             for path, array in zip(files, (tokens, documents), strict=True):
                 _write(path, array.tobytes())

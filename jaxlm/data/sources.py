@@ -92,9 +92,7 @@ def find_sources(config: DataConfig) -> tuple[list[Source], list[str]]:
         if splits is not None:
             ours = [(path, name) for path, name in ours if splits[path] == TRAIN]
         if not ours:
-            raise DataError(
-                f"data.path={config.path} holds no file outside data.validation={config.validation}"
-            )
+            raise DataError(f"data.path={config.path} holds no file outside data.validation={config.validation}")
         sources = [_source(path, name, TRAIN) for path, name in ours]
         sources += [_source(path, name, VALID) for path, name in held_out]
     elif splits is not None:
@@ -144,9 +142,7 @@ def _read_whole(source: Source, content: bytes, validation_fraction: float) -> I
     yield Document(text[:cut], TRAIN)
 
 
-def _read_lines(
-    source: Source, stream: IO[bytes], validation_fraction: float
-) -> Iterator[Document | Corrupt]:
+def _read_lines(source: Source, stream: IO[bytes], validation_fraction: float) -> Iterator[Document | Corrupt]:
     for number, line in enumerate(stream, 1):
         if not line.strip():
             continue
@@ -209,9 +205,7 @@ def _stdlib(key: str) -> list[tuple[str, str]]:
     root = Path(sysconfig.get_path("stdlib"))
     files = []
     for folder, folders, names in os.walk(root):
-        folders[:] = sorted(
-            each for each in folders if each not in STDLIB_SKIP and not each.startswith("config-")
-        )
+        folders[:] = sorted(each for each in folders if each not in STDLIB_SKIP and not each.startswith("config-"))
         for name in sorted(names):
             if name.endswith(".py") and not name.startswith("_sysconfigdata"):
                 path = Path(folder, name)

@@ -31,9 +31,7 @@ class TokenStream:
         self._document_starts = np.cumsum([0, *(len(shard.bytes) for shard in self.shards)]).tolist()
 
     @classmethod
-    def of(
-        cls, documents: Sequence[Sequence[int]], *, pad: int = 0, bytes: Sequence[int] = ()
-    ) -> "TokenStream":
+    def of(cls, documents: Sequence[Sequence[int]], *, pad: int = 0, bytes: Sequence[int] = ()) -> "TokenStream":
         """A stream in memory from documents that already have their BOS and EOS."""
         flat = np.array([token for document in documents for token in document], np.int32)
         offsets = np.cumsum([0, *(len(document) for document in documents)])

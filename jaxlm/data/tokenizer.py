@@ -34,10 +34,7 @@ WHITE_SPACE = (
 
 # A model that loses any of these does not fit: case, composed letters, runs of spaces, rare scripts, control
 # codes.
-PROBE = (
-    " \uff21\ufb01  a\u0301\n\n\t x \r\n<s></s><unk><0x0A>\u2581\u2585\x00\x07"
-    "\ufeff\U0001f600\U00010330\u3000. "
-)
+PROBE = " \uff21\ufb01  a\u0301\n\n\t x \r\n<s></s><unk><0x0A>\u2581\u2585\x00\x07\ufeff\U0001f600\U00010330\u3000. "
 
 
 class Tokenizer:
@@ -63,18 +60,14 @@ class Tokenizer:
         self._byte_ids = {self.pieces[id][0]: id for id in range(self.vocab) if processor.IsByte(id)}
         bos, eos, pad = processor.bos_id(), processor.eos_id(), processor.pad_id()
         if bos < 0 and eos < 0:
-            raise DataError(
-                f"{origin} has neither a begin nor an end token: documents could not be told apart"
-            )
+            raise DataError(f"{origin} has neither a begin nor an end token: documents could not be told apart")
         self.bos: int = bos if bos >= 0 else eos
         self.eos: int = eos if eos >= 0 else bos
         self.pad: int = pad if pad >= 0 else self.eos
         if len(self._byte_ids) < 256:
             raise DataError(f"{origin} has no byte fallback: characters outside its vocabulary would be lost")
         if self.decode(self.encode(PROBE)) != PROBE:
-            raise DataError(
-                f"{origin} changes the text it reads (normalisation, dummy prefix or white space)"
-            )
+            raise DataError(f"{origin} changes the text it reads (normalisation, dummy prefix or white space)")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import jax
 
+from jaxlm.decode import ConfigError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
@@ -23,9 +25,9 @@ class Job:
 
     def __post_init__(self) -> None:
         if self.processes < 1 or not 0 <= self.process < self.processes:
-            raise ValueError(f"--process {self.process} must be in 0..{self.processes - 1}, below --processes")
+            raise ConfigError(f"--process {self.process} must be in 0..{self.processes - 1}, below --processes")
         if self.processes > 1 and self.coordinator is None:
-            raise ValueError(f"--processes {self.processes} needs --coordinator HOST:PORT, the address of process 0")
+            raise ConfigError(f"--processes {self.processes} needs --coordinator HOST:PORT, the address of process 0")
 
 
 def start(job: Job, cache: Path | None) -> None:

@@ -35,9 +35,7 @@ def checkpoints(two: Path, tmp_path: Path) -> Path:
 
 
 def biggest(folder: Path) -> Path:
-    return max(
-        (path for path in (folder / "state").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size
-    )
+    return max((path for path in (folder / "state").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
 
 
 def relative(path: Path, folder: Path) -> str:
@@ -64,9 +62,7 @@ def test_a_truncated_file_is_seen(checkpoints):
     with file.open("r+b") as handle:
         handle.truncate(10)
     name = relative(file, checkpoints / "40")
-    assert_skipped(
-        checkpoints, f"checkpoints/40: {name} is 10 bytes, manifest says {size}: truncated; skipped"
-    )
+    assert_skipped(checkpoints, f"checkpoints/40: {name} is 10 bytes, manifest says {size}: truncated; skipped")
 
 
 @pytest.mark.parametrize("where", [0.0, 0.5, 0.999])
@@ -142,9 +138,7 @@ def test_a_changed_manifest_is_seen(checkpoints):
     body = json.loads(file.read_text())
     body["facts"]["data"]["step"] += 1
     file.write_text(json.dumps(body))
-    assert_skipped(
-        checkpoints, "checkpoints/40: manifest.json does not match its own digest: damaged; skipped"
-    )
+    assert_skipped(checkpoints, "checkpoints/40: manifest.json does not match its own digest: damaged; skipped")
 
 
 def test_a_checkpoint_under_another_step_is_seen(checkpoints):
@@ -224,9 +218,7 @@ def test_a_run_killed_while_orbax_writes_goes_on_from_the_one_before_and_saves_t
 def test_a_run_killed_between_commit_and_manifest_goes_on_from_the_one_before(tmp_path):
     directory = killed(tmp_path, "commit")
     assert (directory / "40.writing" / "state" / "_METADATA").is_file()
-    sentence = (
-        "checkpoints/40.writing: no manifest.json: the save was cut off before it was complete; skipped"
-    )
+    sentence = "checkpoints/40.writing: no manifest.json: the save was cut off before it was complete; skipped"
     with Store(directory, Keep(last=1)) as store:
         assert store.latest() == Found(20, [sentence])
         store.save(60, state(60), FACTS)  # 40 is never reached again: the leftover goes with the older ones
@@ -251,9 +243,7 @@ def test_a_disk_that_fills_up_is_one_message_and_costs_no_older_checkpoint(check
     with Store(checkpoints) as store:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, old_limit[1]))
         try:
-            with pytest.raises(
-                CheckpointError, match=r"checkpoint 60 was not written to .*untouched: 40, 20"
-            ):
+            with pytest.raises(CheckpointError, match=r"checkpoint 60 was not written to .*untouched: 40, 20"):
                 store.save(60, {"w": jnp.arange(2.0**20)}, {}, blocking=True)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, old_limit)

@@ -87,9 +87,7 @@ def test_a_mismatch_names_the_tensors_and_both_values(saved):
 
 def test_a_mismatch_of_many_tensors_shows_the_first_few(saved):
     with pytest.raises(CheckpointError, match=r"and 15 more$"):
-        Store(saved[0]).restore(
-            7, {f"x/{i}": jax.ShapeDtypeStruct((), jnp.int32) for i in range(20)}, partial=True
-        )
+        Store(saved[0]).restore(7, {f"x/{i}": jax.ShapeDtypeStruct((), jnp.int32) for i in range(20)}, partial=True)
 
 
 def test_a_step_that_is_not_there_is_named_with_those_that_are(saved):
@@ -179,9 +177,7 @@ def test_orbax_keeps_quiet_and_others_do_not(saved, capfd, caplog, tmp_path):
     assert capfd.readouterr() == ("", "")
     absl_logging.warning("heard")
     assert "heard" in caplog.text
-    assert not [
-        record for record in caplog.records if record.levelno > logging.INFO and record.msg != "heard"
-    ]
+    assert not [record for record in caplog.records if record.levelno > logging.INFO and record.msg != "heard"]
 
 
 def test_the_store_imports_without_orbax():

@@ -24,7 +24,7 @@ checkpoint: {{every_steps: 20}}
 sample: {{prompt: "the ", tokens: 8}}
 """
 
-WORDS = "the of and to in that was his with as had her for on at by not be from were she or which said".split()
+WORDS = ["the", "of", "and", "to", "in", "that", "was", "his", "with", "as", "had", "her", "for", "on", "at", "she"]
 
 
 def write_texts(folder: Path, files: int = 12, words: int = 900) -> Path:

@@ -45,9 +45,7 @@ def test_packing_neither_loses_nor_repeats_a_token(docs: list[list[int]], sequen
 
 @given(docs=documents, sequence=lengths, cuts=st.integers(1, 4))
 @settings(max_examples=200, deadline=None)
-def test_a_segment_is_one_document_and_positions_count_from_its_start(
-    docs: list[list[int]], sequence: int, cuts: int
-):
+def test_a_segment_is_one_document_and_positions_count_from_its_start(docs: list[list[int]], sequence: int, cuts: int):
     stream = in_shards(docs, cuts)
     batch = rows_of(Packed(stream, sequence), stream)
     owner = [number for number, doc in enumerate(docs) for _ in doc]

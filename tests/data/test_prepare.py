@@ -137,9 +137,7 @@ def test_binary_files_are_left_out_and_said(config: DataConfig, folder: Path):
     assert any("binary" in line for line in report.lines())
 
 
-def test_other_text_is_prepared_whole_with_the_tokenizer_of_a_run(
-    config: DataConfig, folder: Path, tokenizer_file
-):
+def test_other_text_is_prepared_whole_with_the_tokenizer_of_a_run(config: DataConfig, folder: Path, tokenizer_file):
     corpus = prepare_text(str(folder / "01.txt"), tokenizer_file, config)
     assert everything(corpus) == [(folder / "01.txt").read_text()]
     assert corpus.held_out.name == "text"
@@ -182,9 +180,7 @@ def test_an_empty_corpus_says_why(config: DataConfig, tmp_path: Path):
 
 def test_nothing_held_out_is_refused(config: DataConfig, tmp_path: Path):
     write_jsonl(tmp_path / "c4" / "a.jsonl", 1)
-    with pytest.raises(
-        DataError, match=r"gives nothing to hold out: 1 documents at data.validation_fraction=1e-06"
-    ):
+    with pytest.raises(DataError, match=r"gives nothing to hold out: 1 documents at data.validation_fraction=1e-06"):
         prepare(replace(config, path=str(tmp_path / "c4"), validation_fraction=1e-6))
     corpus = prepare(replace(config, path=str(tmp_path / "c4"), validation_fraction=0.0))
     with pytest.raises(DataError, match="nothing is held out"):
@@ -218,9 +214,7 @@ def test_few_corrupt_documents_are_counted_and_many_are_fatal(config: DataConfig
     )
     write_jsonl(tmp_path / "c4" / "a.jsonl", 60, bad)
     config = replace(config, path=str(tmp_path / "c4"))
-    with pytest.raises(
-        DataError, match=r"7 of 67 documents are corrupt, more than data.corrupt_share=0.01: .*:61"
-    ):
+    with pytest.raises(DataError, match=r"7 of 67 documents are corrupt, more than data.corrupt_share=0.01: .*:61"):
         prepare(config)
     report = prepare(replace(config, corrupt_share=0.2)).report
     assert report.corrupt == 7
@@ -233,9 +227,7 @@ def test_few_corrupt_documents_are_counted_and_many_are_fatal(config: DataConfig
 
 def test_a_file_that_is_not_utf8_is_named_with_its_line(config: DataConfig, folder: Path):
     (folder / "latin.txt").write_bytes(b"one\ntwo caf\xe9\n")
-    with pytest.raises(
-        DataError, match=r"1 of 13 documents are corrupt.*latin\.txt:2: not UTF-8 \(byte 0xe9\)"
-    ):
+    with pytest.raises(DataError, match=r"1 of 13 documents are corrupt.*latin\.txt:2: not UTF-8 \(byte 0xe9\)"):
         prepare(config)
     with pytest.raises(DataError, match=r"all text is corrupt: .*latin\.txt:2"):
         prepare(replace(config, path=str(folder / "latin.txt"), tokenizer=TokenizerConfig(vocab=400)))
@@ -251,9 +243,7 @@ def test_a_bad_manifest_is_named(config: DataConfig, folder: Path):
 
 
 def test_a_vocabulary_too_large_for_the_corpus_is_refused(config: DataConfig):
-    with pytest.raises(
-        DataError, match=r"vocab=30000 is more than the training text allows: set it to \d+ or less"
-    ):
+    with pytest.raises(DataError, match=r"vocab=30000 is more than the training text allows: set it to \d+ or less"):
         prepare(replace(config, tokenizer=TokenizerConfig(vocab=30_000)))
 
 
@@ -361,9 +351,7 @@ def test_a_damaged_shard_is_prepared_again(config: DataConfig):
 
 def test_prepared_data_is_found_again_and_changed_data_is_not(config: DataConfig, folder: Path):
     first, stages = prepare(config), []
-    again = prepare(
-        replace(config, sequence=32, mode="truncate"), lambda stage, done, total: stages.append(stage)
-    )
+    again = prepare(replace(config, sequence=32, mode="truncate"), lambda stage, done, total: stages.append(stage))
     assert (again.folder, again.digest, stages) == (first.folder, first.digest, [])
     (folder / "01.txt").write_text("changed " * 100)
     changed = prepare(config)
@@ -451,9 +439,7 @@ def test_progress_is_a_bar_on_a_terminal():
     assert "100%" in out.getvalue()
 
 
-@pytest.mark.skipif(
-    "JAXLM_SHARED" not in os.environ, reason="JAXLM_SHARED, the folder of real data, is not set"
-)
+@pytest.mark.skipif("JAXLM_SHARED" not in os.environ, reason="JAXLM_SHARED, the folder of real data, is not set")
 def test_the_novels_have_their_published_splits(config: DataConfig):
     novels = os.path.join(os.environ["JAXLM_SHARED"], "data", "english_novels")
     sources, binary = find_sources(replace(config, path=novels))
@@ -462,9 +448,5 @@ def test_the_novels_have_their_published_splits(config: DataConfig):
     corpus = prepare(replace(config, path=novels, limit_bytes=500_000))
     assert corpus.held_out.name == "test"
     assert corpus.split("train").bytes == pytest.approx(500_000, abs=3)
-    text = [
-        gzip.decompress(Path(source.path).read_bytes()).decode()
-        for source in sources
-        if source.split == "test"
-    ]
+    text = [gzip.decompress(Path(source.path).read_bytes()).decode() for source in sources if source.split == "test"]
     assert texts(corpus, "test") == text

@@ -99,9 +99,7 @@ def test_a_model_comes_back_from_its_file(tokenizer: Tokenizer, tokenizer_file: 
 
 
 def test_a_vocabulary_larger_than_the_text_allows_names_the_largest():
-    with pytest.raises(
-        DataError, match=r"vocab=4000 is more than the training text allows: set it to \d+ or less"
-    ):
+    with pytest.raises(DataError, match=r"vocab=4000 is more than the training text allows: set it to \d+ or less"):
         Tokenizer.train(["a small text that repeats itself " * 4], TokenizerConfig(vocab=4000))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from planners.plan import Segment
-from tests.laws.work import GPT2, LLAMA, LENGTH, assert_same, loss_and_gradients, make_plan, packed_batch, reference
+from tests.laws.work import GPT2, LENGTH, LLAMA, assert_same, loss_and_gradients, make_plan, packed_batch, reference
 
 FULL = (Segment(layers=3, save=()),)
 MIXED = (Segment(layers=2, save=("q", "k", "v", "mlp_gate")), Segment(layers=1))
@@ -61,7 +61,9 @@ def test_packed_documents_train_as_if_each_were_alone(config):
     tokens = [apart["weights"][16 * i : 16 * i + 16].sum() for i in range(pieces)]
     share = np.array(tokens) / sum(tokens)
     loss = float(sum(part[0] * s for part, s in zip(parts, share, strict=True)))
-    gradients = {name: sum(part[1][name] * s for part, s in zip(parts, share, strict=True)) for name in parts[0][1]}
+    gradients = {
+        name: np.sum([part[1][name] * s for part, s in zip(parts, share, strict=True)], axis=0) for name in parts[0][1]
+    }
     assert_same((loss, gradients), loss_and_gradients(plan, config, batch))
 
 

@@ -61,9 +61,7 @@ def test_larger_products_are_more_efficient(small: float, factor: float) -> None
 def test_larger_microbatches_are_never_slower(microbatch: int, split: tuple[int, int, int]) -> None:
     sizes = mesh(**dict(zip(("data", "fsdp", "tensor"), split, strict=True)))
     work, cluster = workloads.llama_1b(64), nodes("H100", 8)
-    times = [
-        price(work, cluster, Search(), sizes, size).step_seconds for size in (microbatch, 2 * microbatch)
-    ]
+    times = [price(work, cluster, Search(), sizes, size).step_seconds for size in (microbatch, 2 * microbatch)]
     assert times[1] <= times[0]
 
 
@@ -89,9 +87,7 @@ def test_bytes_on_the_links() -> None:
 def test_overridden_assumptions_are_recorded() -> None:
     made = plan(workloads.nano(), nodes("H100", 1), Search(), Assumptions(matmul_efficiency=0.5))
     assert made.assumptions["matmul_efficiency"] == "0.5 (set by hand; default 0.8)"
-    assert all("(" in value for value in Assumptions().record().values()), (
-        "every constant says where it is from"
-    )
+    assert all("(" in value for value in Assumptions().record().values()), "every constant says where it is from"
 
 
 def test_explain_labels_predictions_and_names_every_part() -> None:

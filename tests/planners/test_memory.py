@@ -16,9 +16,7 @@ def mesh(**sizes: int) -> dict[str, int]:
     return {axis: sizes.get(axis, 1) for axis in MESH_AXES}
 
 
-def memory(
-    work: Workload, count: int, microbatch: int, remat: Remat = "none", **sizes: int
-) -> dict[str, float]:
+def memory(work: Workload, count: int, microbatch: int, remat: Remat = "none", **sizes: int) -> dict[str, float]:
     return price(work, nodes("H100", count), Search(), mesh(**sizes), microbatch, remat).memory
 
 
@@ -55,9 +53,7 @@ def test_activations_match_the_closed_form(tensor: int) -> None:
 )
 def test_more_fsdp_never_needs_more_memory(layers: int, dtype: str, remat: Remat, microbatch: int) -> None:
     work = workloads.nano(64, layers=layers, dtype=dtype)
-    totals = [
-        sum(memory(work, 8, microbatch, remat, data=8 // fsdp, fsdp=fsdp).values()) for fsdp in (1, 2, 4, 8)
-    ]
+    totals = [sum(memory(work, 8, microbatch, remat, data=8 // fsdp, fsdp=fsdp).values()) for fsdp in (1, 2, 4, 8)]
     assert totals == sorted(totals, reverse=True)
 
 

@@ -147,9 +147,7 @@ def test_fixed_fields_are_obeyed() -> None:
 def test_price_equals_the_plan() -> None:
     work, cluster = PAIRS["llama_7b_on_8_h100"]
     made = plan(work, cluster, Search())
-    priced = price(
-        work, cluster, Search(), made.mesh, made.batch.microbatch, "none", made.compile.loss_chunks
-    )
+    priced = price(work, cluster, Search(), made.mesh, made.batch.microbatch, "none", made.compile.loss_chunks)
     assert priced == made.predicted
 
 

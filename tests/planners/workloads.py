@@ -43,9 +43,7 @@ def llama(
 
     def kept(label: str, *axes: tuple[str, int]) -> Tensor:
         dims = (("batch", 1), ("length", sequence), *axes)
-        return Tensor(
-            name=label, shape=tuple(d for _, d in dims), dtype=dtype, axes=tuple(a for a, _ in dims)
-        )
+        return Tensor(name=label, shape=tuple(d for _, d in dims), dtype=dtype, axes=tuple(a for a, _ in dims))
 
     query, key = (("heads", heads), ("head_dim", head_dim)), (("kv_heads", kv_heads), ("head_dim", head_dim))
     activations = (

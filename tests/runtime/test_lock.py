@@ -50,9 +50,7 @@ def test_the_owner_is_named_and_a_killed_owner_blocks_nobody(tmp_path):
             with pytest.raises(LockedError) as error, run_lock(tmp_path):
                 pass
             message = str(error.value)
-            assert message.startswith(
-                f"{tmp_path} is in use by process {child.pid} on {socket.gethostname()} (user "
-            )
+            assert message.startswith(f"{tmp_path} is in use by process {child.pid} on {socket.gethostname()} (user ")
             assert ", since 20" in message
             assert str(tmp_path) in message.split("): ")[1]
         finally:
@@ -77,9 +75,7 @@ def test_it_ends_with_the_block_even_by_an_error(tmp_path):
         pass
 
 
-@pytest.mark.parametrize(
-    "text", ["", "not json", '{"pid": 1}', '{"pid": 1, "host": "x", "user": "y", "started": "z"}']
-)
+@pytest.mark.parametrize("text", ["", "not json", '{"pid": 1}', '{"pid": 1, "host": "x", "user": "y", "started": "z"}'])
 def test_old_text_blocks_nobody(tmp_path, text):
     (tmp_path / NAME).write_text(text)
     with run_lock(tmp_path) as path:
