@@ -16,7 +16,7 @@ data:
   cache: {cache}
   sequence: 32
   validation_fraction: 0.2
-  tokenizer: {{vocab: 400}}
+  tokenizer: {{vocab: 360}}
 model: {{layers: 2, embed: 32, heads: 4, mlp: 64, dropout: 0.1}}
 optim: {{lr: 3e-3, warmup: 10}}
 train: {{steps: 120, batch: 8, log_every: 1}}

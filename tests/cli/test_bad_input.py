@@ -65,7 +65,7 @@ def contents(folder: Path) -> dict[str, str]:
         (["--plan.options.xla_gpu_enable_triton_softmax_fusion", "false"], "knows no XLA option"),
         (["--plan", "missing.json"], "plan file missing.json does not exist"),
         (["--model.attention", "cudnn"], "cuDNN flash attention here, but the platform is cpu"),
-        (["--model.vocab", "300"], "model.vocab=300 is smaller than the tokenizer's 400 tokens"),
+        (["--model.vocab", "300"], "model.vocab=300 is smaller than the tokenizer's 360 tokens"),
         (["--data.tokenizer.vocab", "90000"], "90000"),
         (["--data.path", "/no/such/folder"], "/no/such/folder"),
         (["--processes", "2"], "--processes 2 needs --coordinator HOST:PORT"),
