@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from jaxlm.checkpoints.errors import CheckpointError
 from jaxlm.checkpoints.processes import first_decides
 from jaxlm.checkpoints.schedule import Schedule
 from jaxlm.checkpoints.store import Store
@@ -192,12 +193,15 @@ class _Training:
                 hooks=(saving, evaluating),
                 stop=self._asked,
             )
+            seconds = time.monotonic() - began
+            saved = saving.finally_save(outcome.step, outcome.state)
+        except CheckpointError as error:
+            say(f"stopped: {error}. Checkpoints saved before are intact. Resume: {self._resume()}")
+            return STOPPED
         finally:
             for writer in (*writers, progress):
                 if hasattr(writer, "close"):
                     writer.close()  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-        seconds = time.monotonic() - began
-        saved = saving.finally_save(outcome.step, outcome.state)
         if outcome.reason != "done":
             return self._stopped(outcome, saved)
         return self._finish(outcome, {"train_seconds": seconds, "compile_seconds": compile_seconds})

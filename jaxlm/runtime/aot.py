@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +116,10 @@ def target(name: str, devices: int) -> list[Any]:
     if devices < 1 or (devices > NODE and devices % NODE):
         raise ValueError(f"devices={devices} must be at least 1, and beyond {NODE} a multiple of {NODE}")
     if lacking := missing():
-        raise AotError(
-            f"compiling for {name} needs {', '.join(lacking)}; install them with: uv sync --extra aot"
-        )
+        raise AotError(f"compiling for {name} needs {', '.join(lacking)}; install them with: uv sync --extra aot")
     if jax.config.jax_platforms != "cpu":  # pyright: ignore[reportAttributeAccessIssue]
         raise AotError(
-            f"compiling for {name} without a GPU needs JAX_PLATFORMS=cpu, "
-            f"it is {os.environ.get('JAX_PLATFORMS', '')!r}"
+            f"compiling for {name} without a GPU needs JAX_PLATFORMS=cpu, it is {os.environ.get('JAX_PLATFORMS', '')!r}"
         )
     chip = CHIPS[name]
     _register()

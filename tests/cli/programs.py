@@ -49,7 +49,7 @@ def write_config(folder: Path) -> Path:
 
 def start(arguments: Sequence[str | Path], *, home: Path, devices: int = 1) -> subprocess.Popen[str]:
     """A `jaxlm` process with its own user cache and that many CPU devices."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX", "XLA", "UV"))}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX", "XLA", "UV", "PYTHONDONT"))}
     environment |= {"XDG_CACHE_HOME": str(home), "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "jaxlm", *map(str, arguments)],

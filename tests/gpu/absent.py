@@ -1,0 +1,123 @@
+"""Compiles training steps for GPUs that are not there and reports what came out; run as a program of its own.
+
+    python tests/gpu/absent.py llama-truncate gpt2-tensor
+
+One JSON object on standard output, {name: report}; XLA's warnings go to standard error, after a line `== name`.
+"""
+
+import dataclasses
+import json
+import re
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.config import Run
+from jaxlm.data.config import DataConfig
+from jaxlm.model.config import ModelConfig
+from jaxlm.runtime.aot import target
+from jaxlm.session import Session, numerics, resolve
+from jaxlm.sharding import batch_sharding, make_mesh
+from jaxlm.trainer.config import TrainConfig
+from planners.layout import rules
+from planners.plan import MESH_AXES, Batch, Plan, Segment
+
+LENGTH, SEQUENCES = 256, 16
+
+LLAMA = ModelConfig(layers=2, embed=512, heads=8, kv_heads=8, mlp=1024, vocab=1000, tied=False)
+GPT2 = dataclasses.replace(
+    LLAMA, norm="layer", position="learned", positions=LENGTH, activation="gelu", bias=True, tied=True
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """A model on a mesh of H100s; `packed` rows hold several documents."""
+
+    model: ModelConfig
+    mesh: dict[str, int]
+    packed: bool = False
+    remat: bool = False
+    accumulation: int = 1
+
+
+PROGRAMS = {
+    "llama-truncate": Program(model=LLAMA, mesh={"fsdp": 8}),
+    "llama-pack": Program(model=LLAMA, mesh={"fsdp": 8}, packed=True, remat=True, accumulation=2),
+    "gpt2-tensor": Program(model=GPT2, mesh={"fsdp": 4, "tensor": 2}),
+}
+
+
+@dataclass(frozen=True)
+class Absent(Session):
+    """A session on devices that can be compiled for and nothing else."""
+
+    devices: tuple[Any, ...] = ()
+
+    @cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        return make_mesh(self.plan, self.devices)
+
+
+def session(program: Program) -> Absent:
+    sizes = dict.fromkeys(MESH_AXES, 1) | program.mesh
+    plan = Plan(
+        mesh=sizes,
+        rules=rules(sizes),
+        batch=Batch(
+            sequences=SEQUENCES, microbatch=SEQUENCES // program.accumulation, accumulation=program.accumulation
+        ),
+        remat=(Segment(layers=program.model.layers, save=() if program.remat else None),),
+    )
+    run = Run(
+        model=program.model,
+        data=DataConfig(sequence=LENGTH, mode="pack" if program.packed else "truncate"),
+        train=TrainConfig(batch=SEQUENCES),
+    )
+    model = resolve(run, program.model.vocab)
+    return Absent(run, model, numerics(model, "gpu"), plan, tuple(target("H100", plan.devices)))
+
+
+def batch(session: Session, packed: bool) -> dict[str, jax.ShapeDtypeStruct]:
+    """The batch of one step as shapes with shardings."""
+    shape = (session.plan.batch.accumulation, session.plan.batch.microbatch, session.run.data.sequence)
+    kinds = {"tokens": jnp.int32, "targets": jnp.int32, "positions": jnp.int32, "weights": jnp.float32}
+    kinds |= {"segments": jnp.int32} if packed else {}
+    place = batch_sharding(session.mesh)
+    return {name: jax.ShapeDtypeStruct(shape, kind, sharding=place) for name, kind in kinds.items()}
+
+
+def report(program: Program) -> dict[str, Any]:
+    """Fused attention calls by name, collectives by kind, and bytes, of the compiled training step."""
+    made = session(program)
+    like = batch(made, program.packed)
+    _ = made.abstract  # drawn up on this machine: nothing can run on the mesh
+    with jax.set_mesh(made.mesh):
+        compiled = made.compile_step(like)
+    text, memory = compiled.as_text() or "", compiled.memory_analysis()
+    return {
+        "kernel": made.how.kernel,
+        "attention": Counter(re.findall(r'custom_call_target="(__cudnn\$fmha\w+)"', text)),
+        "collectives": Counter(re.findall(r" (all-gather|all-reduce|reduce-scatter|all-to-all)(?:-start)?\(", text)),
+        "arguments": memory.argument_size_in_bytes,
+        "outputs": memory.output_size_in_bytes,
+        "aliased": memory.alias_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+    }
+
+
+def main(names: list[str]) -> None:
+    reports = {}
+    for name in names:
+        print(f"== {name}", file=sys.stderr, flush=True)
+        reports[name] = report(PROGRAMS[name])
+    print(json.dumps(reports))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
