@@ -102,6 +102,7 @@ def _activations(config: ModelConfig, kernel: Kernel, dtype: str, sequence: int,
 
     kept = [(r.shape, str(r.dtype)) for r in jax.tree.leaves(jax.eval_shape(residuals, block, x, ids, ids))]
     waiting = Counter(kept)
+    weights = {leaf.shape for leaf in jax.tree.leaves(block)}
     found = []
     for tensor in recorder.named.values():
         if waiting[(tensor.shape, tensor.dtype)]:
@@ -109,8 +110,8 @@ def _activations(config: ModelConfig, kernel: Kernel, dtype: str, sequence: int,
             found.append(tensor)
     for (shape, kind), count in waiting.items():
         quadratic = shape.count(sequence) > 1
-        # Activations begin with the batch of one; weights that autodiff keeps do not, and are no activations.
-        if shape[:1] != (1,) or sequence not in shape[1:] or (kernel == "cudnn" and quadratic):
+        # Autodiff keeps weights too, which are no activations even where one is as wide as the sequence is long.
+        if shape in weights or sequence not in shape or (kernel == "cudnn" and quadratic):
             continue
         axes = _guess_axes(shape, config, sequence)
         found += [Tensor(name=f"residual_{len(found) + i}", shape=shape, dtype=kind, axes=axes) for i in range(count)]
@@ -121,7 +122,7 @@ def _guess_axes(shape: Shape, config: ModelConfig, sequence: int) -> tuple[str |
     """Logical axes of an untagged residual, by the sizes of its dimensions; an unclear one is taken as replicated."""
     sizes = {sequence: "length", config.mlp: "mlp", config.heads: "heads", config.groups: "kv_heads"}
     axes: list[str | None] = []
-    for i, dim in enumerate(shape):
-        axis = "batch" if i == 0 and dim == 1 else sizes.get(dim)
+    for dim in shape:
+        axis = "batch" if dim == 1 and "batch" not in axes else sizes.get(dim)
         axes.append(axis if axis not in axes and dim != config.embed else None)
     return tuple(axes)

@@ -147,7 +147,7 @@ def _register() -> None:
     plugin._load_nvidia_libraries()
     jax.local_devices()  # discovers and registers the plugins, those that can
     if "cuda" not in xla_bridge._topology_factories:
-        library = Path(plugin.__file__).parent / "xla_cuda_plugin.so"
+        library = Path(plugin.__path__[0]) / "xla_cuda_plugin.so"
         xla_bridge.register_plugin("cuda", library_path=str(library), options={})
 
 

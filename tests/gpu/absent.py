@@ -100,6 +100,7 @@ def report(program: Program) -> dict[str, Any]:
     with jax.set_mesh(made.mesh):
         compiled = made.compile_step(like)
     text, memory = compiled.as_text() or "", compiled.memory_analysis()
+    assert memory is not None
     return {
         "kernel": made.how.kernel,
         "attention": Counter(re.findall(r'custom_call_target="(__cudnn\$fmha\w+)"', text)),
