@@ -139,7 +139,7 @@ class Session:
     @cached_property
     def abstract(self) -> TrainState[Transformer]:
         """The training state as shapes with shardings: nothing is allocated."""
-        state = jax.eval_shape(self._init, jax.random.key(0))
+        state = jax.eval_shape(lambda: self._init(jax.random.key(0)))
         places = shardings(state, self.mesh, self.plan.rules.parameters)
         opt = shardings(state.opt, self.mesh, self.plan.rules.optimizer)
         places = dataclasses.replace(places, opt=opt)

@@ -22,7 +22,8 @@ class Assumptions:
         contention: seconds that hiding one second of communication behind compute costs all the same.
         sync_every_microbatch: gradients are reduced once per microbatch, not once per step.
         block_transient: largest activations that are alive at once while a block's gradient is computed.
-        update_copies: copies of the gradient alive while the optimizer runs, besides the gradient itself.
+        update_copies: copies of the gradient alive on a CPU while the optimizer runs, besides the gradient itself.
+        update_copies_gpu: likewise on a GPU.
         batch_bytes: bytes per token of the batch on the device.
         tie: predicted step times closer than this are equal; the simpler plan wins.
     """
@@ -42,6 +43,9 @@ class Assumptions:
     block_transient: float = _number(2.0, "counted: one gradient coming in, one going out")
     update_copies: float = _number(
         2.0, "seen in compiled CPU steps, AdamW with clipping, jax 0.10: mean gradient and update"
+    )
+    update_copies_gpu: float = _number(
+        0.0, "compiled for H100, jax 0.10.2: arguments + one gradient + 0.05 GiB is all that gpt2-774m on data=8 takes"
     )
     batch_bytes: float = _number(20.0, "counted: tokens, targets, positions, segments and weights, 4 bytes each")
     tie: float = _number(0.01, "step times repeat to about 1 % (planners.md 5, rule 5)")

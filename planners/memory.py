@@ -29,7 +29,8 @@ class Footprint:
         activations: what the backward pass of one block keeps.
         carry: the input of one block.
         largest: the largest of the activations.
-        logits: the output of the head.
+        logits: the output of the head in the compute dtype.
+        head_gradient: float32 sums of the head's gradient over the chunks of the loss, gathered over fsdp.
     """
 
     parameters: int
@@ -44,6 +45,7 @@ class Footprint:
     carry: int
     largest: int
     logits: int
+    head_gradient: float
 
 
 def footprint(workload: Workload, rules: Rules, mesh: Mapping[str, int]) -> Footprint:
@@ -76,7 +78,8 @@ def footprint(workload: Workload, rules: Rules, mesh: Mapping[str, int]) -> Foot
         activations=sum(kept),
         carry=work(workload.carry),
         largest=max(kept, default=0),
-        logits=work(workload.logits),
+        logits=work(workload.logits) * width // BYTES[workload.logits.dtype],
+        head_gradient=4.0 * sum(elements(tensor, gathered) for tensor in outside),
     )
 
 
@@ -116,10 +119,12 @@ def memory(
         "activations": sequences * (kept_inputs + blocks * step.activations),
         "block_transient": sequences * (step.carry + assumptions.block_transient * step.largest),
         "logits": sequences * 2 * step.logits / loss_chunks,
+        "head_gradient": step.head_gradient if loss_chunks > 1 else 0.0,
         "batch": assumptions.batch_bytes * workload.tokens / replicas,
         "runtime": device.overhead,
     }
     kept = ("parameters", "optimizer", "gradients", "batch", "runtime")
     freed = sum(size for name, size in parts.items() if name not in kept)
-    parts["update_excess"] = max(assumptions.update_copies * step.gradients - freed, 0.0)
+    copies = assumptions.update_copies if device.kind == "cpu" else assumptions.update_copies_gpu
+    parts["update_excess"] = max(copies * step.gradients - freed, 0.0)
     return {name: float(size) for name, size in parts.items() if size}

@@ -90,39 +90,56 @@ def describe(
 
 def _activations(config: ModelConfig, kernel: Kernel, dtype: str, sequence: int, packed: bool) -> tuple[Tensor, ...]:
     """What the backward pass of one block keeps of one sequence: autodiff's own residuals, named where tagged."""
+    named, shapes = _residuals(config, dtype, 1, sequence, packed)
+    # Dimensions that grow with the batch or the length are found by growing them: sizes alone may coincide.
+    batches, lengths = (_residuals(config, dtype, *how, packed)[1] for how in ((2, sequence), (1, 2 * sequence)))
+    kept = []
+    for (shape, kind), (wider, _), (longer, _) in zip(shapes, batches, lengths, strict=True):
+        batch, length = _grown(shape, wider), _grown(shape, longer)
+        # Weights that autodiff keeps do not grow, and are no activations; a fused kernel keeps no scores.
+        if batch and length and not (kernel == "cudnn" and len(length) > 1):
+            kept.append((shape, kind, _axes(shape, config, batch, length)))
+    waiting = Counter((shape, kind) for shape, kind, _ in kept)
+    found = []
+    for tensor in named:
+        if waiting[tensor.shape, tensor.dtype]:
+            waiting[tensor.shape, tensor.dtype] -= 1
+            found.append(tensor)
+    for shape, kind, axes in kept:
+        if waiting[shape, kind]:
+            waiting[shape, kind] -= 1
+            found.append(Tensor(name=f"residual_{len(found)}", shape=shape, dtype=kind, axes=axes))
+    return tuple(found)
+
+
+def _residuals(
+    config: ModelConfig, dtype: str, batch: int, sequence: int, packed: bool
+) -> tuple[list[Tensor], list[tuple[Shape, str]]]:
+    """The named values of one block, and shape and dtype of all that its backward pass keeps."""
     recorder = _Recorder()
-    x = jax.ShapeDtypeStruct((1, sequence, config.embed), jnp.dtype(dtype))
-    ids = jax.ShapeDtypeStruct((1, sequence), jnp.int32)
+    x = jax.ShapeDtypeStruct((batch, sequence, config.embed), jnp.dtype(dtype))
+    ids = jax.ShapeDtypeStruct((batch, sequence), jnp.int32)
     # Abstract evaluation never reaches a kernel, so cuDNN's limits are checked where the step is compiled.
     abstract: Kernel = "xla"
     block = jax.eval_shape(lambda key: Block(config, recorder, abstract, key=key), jax.random.key(0))
 
-    def residuals(block: Block, x: jax.Array, positions: jax.Array, segments: jax.Array) -> Any:
+    def keep(block: Block, x: jax.Array, positions: jax.Array, segments: jax.Array) -> Any:
         return jax.vjp(lambda b, x: b(x, positions, segments if packed else None), block, x)[1]
 
-    kept = [(r.shape, str(r.dtype)) for r in jax.tree.leaves(jax.eval_shape(residuals, block, x, ids, ids))]
-    waiting = Counter(kept)
-    weights = {leaf.shape for leaf in jax.tree.leaves(block)}
-    found = []
-    for tensor in recorder.named.values():
-        if waiting[(tensor.shape, tensor.dtype)]:
-            waiting[(tensor.shape, tensor.dtype)] -= 1
-            found.append(tensor)
-    for (shape, kind), count in waiting.items():
-        quadratic = shape.count(sequence) > 1
-        # Autodiff keeps weights too, which are no activations even where one is as wide as the sequence is long.
-        if shape in weights or sequence not in shape or (kernel == "cudnn" and quadratic):
-            continue
-        axes = _guess_axes(shape, config, sequence)
-        found += [Tensor(name=f"residual_{len(found) + i}", shape=shape, dtype=kind, axes=axes) for i in range(count)]
-    return tuple(found)
+    leaves = jax.tree.leaves(jax.eval_shape(keep, block, x, ids, ids))
+    return list(recorder.named.values()), [(leaf.shape, str(leaf.dtype)) for leaf in leaves]
 
 
-def _guess_axes(shape: Shape, config: ModelConfig, sequence: int) -> tuple[str | None, ...]:
-    """Logical axes of an untagged residual, by the sizes of its dimensions; an unclear one is taken as replicated."""
-    sizes = {sequence: "length", config.mlp: "mlp", config.heads: "heads", config.groups: "kv_heads"}
+def _grown(shape: Shape, larger: Shape) -> list[int]:
+    return [i for i, (before, after) in enumerate(zip(shape, larger, strict=True)) if before != after]
+
+
+def _axes(shape: Shape, config: ModelConfig, batch: list[int], length: list[int]) -> tuple[str | None, ...]:
+    """Logical axes of an untagged residual: batch and length are known, the others guessed by size, else replicated."""
+    sizes = {config.mlp: "mlp", config.heads: "heads", config.groups: "kv_heads"}
     axes: list[str | None] = []
-    for dim in shape:
-        axis = "batch" if dim == 1 and "batch" not in axes else sizes.get(dim)
-        axes.append(axis if axis not in axes and dim != config.embed else None)
+    for i, dim in enumerate(shape):
+        axis = "batch" if i in batch else "length" if i == length[0] else sizes.get(dim)
+        known = axis in ("batch", "length")
+        axes.append(axis if known or (axis not in axes and dim != config.embed) else None)
     return tuple(axes)

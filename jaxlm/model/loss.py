@@ -4,6 +4,7 @@ Axes: B batch, T position, D embed, V padded vocabulary, C tokens of one chunk.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,18 +27,24 @@ def next_token(
     """
     x_BTD = model(batch["tokens"], batch["positions"], batch.get("segments"), key)
     with jax.named_scope("loss"):
-        nll, square = _losses(model, x_BTD, batch)
-        weight = jnp.sum(batch["weights"])
-        total = nll if model.config.z_loss == 0.0 else nll + model.config.z_loss * square
-        return total, {"nll": nll, "weight": weight}
+        head_DV = model.output_weights(x_BTD.dtype)
+        losses = _piece if model.execution.loss_chunks == 1 else _chunked
+        total, nll = losses(model, x_BTD, head_DV, batch["targets"], batch["weights"])
+        return total, {"nll": nll, "weight": jnp.sum(batch["weights"])}
 
 
-def _losses(model: Transformer, x_BTD: jax.Array, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    chunks = model.execution.loss_chunks
-    targets, weights = batch["targets"], batch["weights"]
-    if chunks == 1:
-        return _piece(model, x_BTD, targets, weights)
-    length = x_BTD.shape[1]
+Losses = tuple[Float[Array, ""], Float[Array, ""]]
+
+
+def _chunked(
+    model: Transformer, x_BTD: jax.Array, head_DV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
+) -> Losses:
+    """As `_piece`, one chunk of the sequence after another.
+
+    Differentiated, each chunk computes its gradients along with its loss, so nothing of it is kept and no logits are
+    computed twice; those of the head add up in float32, in one place, and travel between devices once.
+    """
+    chunks, length = model.execution.loss_chunks, x_BTD.shape[1]
     if length % chunks:
         raise ValueError(f"loss_chunks={chunks} does not divide the sequence length {length}")
 
@@ -45,25 +52,44 @@ def _losses(model: Transformer, x_BTD: jax.Array, batch: Mapping[str, jax.Array]
     def cut(a: jax.Array) -> jax.Array:
         return jnp.moveaxis(a.reshape(a.shape[0], chunks, length // chunks, *a.shape[2:]), 1, 0)
 
-    # Keep nothing of a chunk: its logits are computed again in the backward pass.
-    piece = jax.checkpoint(_piece, prevent_cse=False)
-
-    def body(
-        sums: tuple[jax.Array, jax.Array], chunk: tuple[jax.Array, ...]
-    ) -> tuple[tuple[jax.Array, jax.Array], None]:
-        nll, square = piece(model, *chunk)
-        return (sums[0] + nll, sums[1] + square), None
-
     zero = jnp.zeros((), jnp.float32)
-    sums, _ = jax.lax.scan(body, (zero, zero), (cut(x_BTD), cut(targets), cut(weights)))
-    return sums
+    rest = (cut(targets_BT), cut(weights_BT))
+
+    @jax.custom_vjp
+    def losses(x_BTD: jax.Array, head_DV: jax.Array) -> Losses:
+        def add(sums: Losses, chunk: tuple[jax.Array, ...]) -> tuple[Losses, None]:
+            x, *labels = chunk
+            total, nll = _piece(model, x, head_DV, *labels)
+            return (sums[0] + total, sums[1] + nll), None
+
+        return jax.lax.scan(add, (zero, zero), (cut(x_BTD), *rest))[0]
+
+    def forward(x_BTD: jax.Array, head_DV: jax.Array) -> tuple[Losses, tuple[jax.Array, jax.Array]]:
+        def add(carry: tuple[Losses, jax.Array], chunk: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
+            (sums, dhead), (x, *labels) = carry, chunk
+            total, pull, nll = jax.vjp(lambda x, head: _piece(model, x, head, *labels), x, head_DV, has_aux=True)
+            dx, more = pull(jnp.ones_like(total))
+            return ((sums[0] + total, sums[1] + nll), dhead + more.astype(jnp.float32)), dx
+
+        start = ((zero, zero), jnp.zeros(head_DV.shape, jnp.float32))
+        (sums, dhead), dx = jax.lax.scan(add, start, (cut(x_BTD), *rest))
+        return sums, (jnp.moveaxis(dx, 0, 1).reshape(x_BTD.shape), dhead.astype(head_DV.dtype))
+
+    def backward(gradients: tuple[jax.Array, jax.Array], given: Losses) -> tuple[jax.Array, ...]:
+        # Only the total is differentiated; the nll beside it is a report.
+        return tuple((g * given[0]).astype(g.dtype) for g in gradients)
+
+    losses.defvjp(forward, backward)
+    return losses(x_BTD, head_DV)
 
 
 def _piece(
-    model: Transformer, x_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Sum of weighted negative log-likelihoods (nats) and of squared log-partition values, of some positions."""
-    logits_BTV = model.logits(x_BTD)
+    model: Transformer, x_BTD: jax.Array, head_DV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
+) -> Losses:
+    """Sums over some positions: of the weighted loss, and of its negative log-likelihood alone (nats)."""
+    logits_BTV = model.logits(x_BTD, head_DV)
     partition_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     nll = jnp.sum((partition_BT - pick(logits_BTV, targets_BT)) * weights_BT)
-    return nll, jnp.sum(jnp.square(partition_BT) * weights_BT)
+    if model.config.z_loss == 0.0:
+        return nll, nll
+    return nll + model.config.z_loss * jnp.sum(jnp.square(partition_BT) * weights_BT), nll

@@ -3,6 +3,7 @@
 Axes: B batch, T position, D embed, F mlp.
 """
 
+import functools
 import math
 
 import jax
@@ -29,7 +30,7 @@ class SwiGLU(nnx.Module):
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         gate = self.shard(project("BTD,DF->BTF", x_BTD, self.gate[...]), "batch", "length", "mlp", name="mlp_gate")
         up = self.shard(project("BTD,DF->BTF", x_BTD, self.up[...]), "batch", "length", "mlp", name="mlp_up")
-        hidden = self.shard(jax.nn.silu(gate) * up, "batch", "length", "mlp", name="mlp_hidden")
+        hidden = self.shard(_gate(gate, up), "batch", "length", "mlp", name="mlp_hidden")
         return project("BTF,FD->BTD", hidden, self.down[...])
 
 
@@ -48,7 +49,7 @@ class GELU(nnx.Module):
         up_bias = None if self.up_bias is None else self.up_bias[...]
         down_bias = None if self.down_bias is None else self.down_bias[...]
         up = self.shard(project("BTD,DF->BTF", x_BTD, self.up[...], up_bias), "batch", "length", "mlp", name="mlp_up")
-        hidden = self.shard(jax.nn.gelu(up, approximate=True), "batch", "length", "mlp", name="mlp_hidden")
+        hidden = self.shard(_gelu(up), "batch", "length", "mlp", name="mlp_hidden")
         return project("BTF,FD->BTD", hidden, self.down[...], down_bias)
 
 
@@ -58,3 +59,14 @@ def dropout(x: jax.Array, rate: float, key: PRNGKeyArray | None) -> jax.Array:
         return x
     kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(kept, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+# The backward pass keeps the inputs of these alone: what lies between costs more to keep than to compute again.
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _gate(gate: jax.Array, up: jax.Array) -> jax.Array:
+    return jax.nn.silu(gate) * up
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _gelu(up: jax.Array) -> jax.Array:
+    return jax.nn.gelu(up, approximate=True)

@@ -11,20 +11,40 @@ from jaxtyping import Array, Float, Int
 from jaxlm.sharding import Rules
 
 
-def lookup(table_VD: Float[Array, "V D"], ids_BT: Int[Array, "B T"], shard: Rules, dtype: jnp.dtype) -> jax.Array:
-    """Rows of a table, [B, T, D] in `dtype`.
+def lookup(
+    table_VD: Float[Array, "V D"], ids_BT: Int[Array, "B T"], shard: Rules, dtype: jnp.dtype, *, rows: str
+) -> jax.Array:
+    """Rows of a table whose first axis is called `rows`, [B, T, D] in `dtype`.
 
     The table is gathered over everything but its vocabulary first, because a gather whose operand and result are
     both sharded over the same mesh axis on different dimensions makes XLA rematerialise the whole operand.
     """
-    table_VD = shard(table_VD.astype(dtype), "vocab", None)
+    table_VD = gathered(table_VD, dtype, shard, rows, None)
     return shard(table_VD[ids_BT], "batch", "length", None)
+
+
+def gathered(weight: jax.Array, dtype: jnp.dtype, shard: Rules, *names: str | None) -> jax.Array:
+    """A weight in `dtype`, laid out for work: split over `names` and gathered over every other mesh axis.
+
+    The barrier holds the cast before the gather; the partitioner would gather the float32 weight, twice the bytes.
+    """
+    return shard(jax.lax.optimization_barrier(weight.astype(dtype)), *names)
 
 
 def pick(logits: Float[Array, "... V"], labels: Int[Array, "..."]) -> jax.Array:
     """The logit of each label. A masked sum that XLA fuses, because it needs no gather over a sharded vocabulary."""
-    hit = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == labels[..., None]
+    hit = _index(logits) == labels[..., None]
     return jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+
+
+def mask_tail(logits: Float[Array, "... V"], size: int) -> jax.Array:
+    """-1e30 beyond the first `size` entries of the last dimension."""
+    return logits if size == logits.shape[-1] else jnp.where(_index(logits) < size, logits, -1e30)
+
+
+def _index(logits: jax.Array) -> jax.Array:
+    """The position in the last dimension, one row that broadcasts: XLA hoists a full-size one out of loops."""
+    return jax.lax.broadcasted_iota(jnp.int32, (1,) * (logits.ndim - 1) + logits.shape[-1:], logits.ndim - 1)
 
 
 def project(equation: str, x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:

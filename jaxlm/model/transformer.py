@@ -16,7 +16,7 @@ from jaxlm.model.block import Block
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.mlp import dropout
 from jaxlm.model.norm import make_norm
-from jaxlm.model.ops import lookup, project
+from jaxlm.model.ops import gathered, lookup, mask_tail, project
 from jaxlm.model.param import param
 from jaxlm.model.stack import run, stack
 from jaxlm.sharding import Rules
@@ -62,9 +62,9 @@ class Transformer(nnx.Module):
     ) -> Float[Array, "B T D"]:
         with jax.named_scope("embed"):
             dtype = jnp.dtype(self.execution.dtype)
-            x = lookup(self.table[...], tokens_BT, self.execution.shard, dtype)
+            x = lookup(self.table[...], tokens_BT, self.execution.shard, dtype, rows="vocab")
             if self.places is not None:
-                x = x + lookup(self.places[...], positions_BT, self.execution.shard, dtype)
+                x = x + lookup(self.places[...], positions_BT, self.execution.shard, dtype, rows="position")
             return dropout(x, self.config.dropout, key)
 
     def trunk(
@@ -82,19 +82,26 @@ class Transformer(nnx.Module):
             x_BTD = run(self.blocks, x_BTD, call, keys, segments, self.execution.unroll)
         return self.norm(x_BTD)
 
-    def logits(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """float32 logits; the padding of the vocabulary gets -1e30, so it never holds probability."""
+    def output_weights(self, dtype: jnp.dtype) -> Float[Array, "D V"]:
+        """The output matrix in `dtype`, split over the vocabulary only."""
+        shard = self.execution.shard
+        if self.head is None:
+            return gathered(self.table[...], dtype, shard, "vocab", None).T
+        return gathered(self.head[...], dtype, shard, None, "vocab")
+
+    def logits(
+        self, x_BTD: Float[Array, "B T D"], weights_DV: Float[Array, "D V"] | None = None
+    ) -> Float[Array, "B T V"]:
+        """float32 logits; the padding of the vocabulary gets -1e30, so it never holds probability.
+
+        `weights_DV` are `output_weights`, given by callers who need them more than once.
+        """
         with jax.named_scope("logits"):
-            shard = self.execution.shard
-            if self.head is None:
-                logits = project("BTD,VD->BTV", x_BTD, shard(self.table[...].astype(x_BTD.dtype), "vocab", None))
-            else:
-                logits = project("BTD,DV->BTV", x_BTD, shard(self.head[...].astype(x_BTD.dtype), None, "vocab"))
-            logits = shard(logits, "batch", "length", "vocab", name="logits").astype(jnp.float32)
-            if self.config.padded_vocab == self.config.vocab:
-                return logits
-            real = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) < self.config.vocab
-            return jnp.where(real, logits, -1e30)
+            if weights_DV is None:
+                weights_DV = self.output_weights(x_BTD.dtype)
+            logits = project("BTD,DV->BTV", x_BTD, weights_DV)
+            logits = self.execution.shard(logits, "batch", "length", "vocab", name="logits").astype(jnp.float32)
+            return mask_tail(logits, self.config.vocab)
 
     def __call__(
         self,

@@ -51,6 +51,7 @@ def start(arguments: Sequence[str | Path], *, home: Path, devices: int = 1) -> s
     """A `jaxlm` process with its own user cache and that many CPU devices."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX", "XLA", "UV", "PYTHONDONT"))}
     environment |= {"XDG_CACHE_HOME": str(home), "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"}
+    environment |= {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     return subprocess.Popen(
         [sys.executable, "-m", "jaxlm", *map(str, arguments)],
         env=environment,

