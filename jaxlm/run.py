@@ -221,7 +221,8 @@ class _Training:
         if analysis is not None:
             used = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
             predicted = self.setup.plan.predicted
-            beside = f" (predicted {predicted.memory_bytes / 2**20:,.0f} MiB)" if predicted else ""
+            expected = predicted.memory_bytes - predicted.memory.get("runtime", 0.0) if predicted else 0.0
+            beside = f" (predicted {expected / 2**20:,.0f} MiB, both without runtime libraries)" if predicted else ""
             self.say(f"step compiled in {seconds:.1f} s: {used / 2**20:,.0f} MiB per device by XLA{beside}")
         return compiled, seconds
 

@@ -156,7 +156,7 @@ def sample(config: DataConfig, sources: list[Source], progress: Progress = silen
         wanted = min(wanted, config.limit_bytes)
     files = [source for source in sources if source.split in (TRAIN, BY_DOCUMENT, BY_TAIL)]
     share = max(wanted // max(min(len(files), 64), 1), 1)
-    taken = 0
+    size, taken = min(wanted, sum(source.bytes for source in files)), 0
     for source in files:
         if taken >= wanted:
             break
@@ -174,8 +174,8 @@ def sample(config: DataConfig, sources: list[Source], progress: Progress = silen
                 taken += len(text)
             if left <= 0:
                 break
-        progress("reading for the tokenizer", min(taken, wanted), wanted)
-    progress("reading for the tokenizer", wanted, wanted)
+        progress("reading for the tokenizer", min(taken, size), size)
+    progress("reading for the tokenizer", size, size)
 
 
 def _thinned(text: str, size: int, part: int = 4096) -> list[str]:

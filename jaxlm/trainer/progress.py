@@ -20,6 +20,11 @@ def seconds_as_text(seconds: float) -> str:
     return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
 
 
+def rate(tflops: float) -> str:
+    """Achieved rate of one device, attention not halved."""
+    return f"{tflops:.0f} TFLOP/s" if tflops >= 10 else f"{1000 * tflops:,.0f} GFLOP/s"
+
+
 def line(record: Record, steps: int, eta: float) -> str:
     """One record as a line of text."""
     parts = [
@@ -30,7 +35,7 @@ def line(record: Record, steps: int, eta: float) -> str:
         f"lr {record['lr']:.2e}" if record.get("lr") is not None else "",
         f"{record['tokens_per_second']:,.0f} tok/s",
         f"{record['step_seconds']:.3f} s/step",
-        f"{record['tflops_per_device']:.3g} TFLOP/s",
+        rate(record["tflops_per_device"]),
         f"mfu {record['mfu']:.1%} ({record['mfu_causal']:.1%} causal)" if "mfu" in record else "",
         f"mem {record['memory_bytes'] / 2**30:.2f} GiB",
         f"eta {seconds_as_text(eta)}",

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 from planners.plan import Segment
-from tests.laws.work import GPT2, LENGTH, LLAMA, assert_same, loss_and_gradients, make_plan, packed_batch, reference
+from tests.laws.work import (
+    GPT2,
+    LENGTH,
+    LLAMA,
+    assert_same,
+    loss_and_gradients,
+    make_plan,
+    packed_batch,
+    reference,
+    step_text,
+)
 
 FULL = (Segment(layers=3, save=()),)
 MIXED = (Segment(layers=2, save=("q", "k", "v", "mlp_gate")), Segment(layers=1))
@@ -65,6 +75,12 @@ def test_packed_documents_train_as_if_each_were_alone(config):
         name: np.sum([part[1][name] * s for part, s in zip(parts, share, strict=True)], axis=0) for name in parts[0][1]
     }
     assert_same((loss, gradients), loss_and_gradients(plan, config, batch))
+
+
+def test_chunked_losses_never_hold_the_logits_of_all_tokens():
+    whole = f"[{16},{LENGTH},{LLAMA.padded_vocab}]"
+    assert whole in step_text(make_plan({}, LLAMA), LLAMA, packed_batch())
+    assert whole not in step_text(make_plan({}, LLAMA, chunks=4), LLAMA, packed_batch())
 
 
 def test_bfloat16_compute_stays_near_float32():

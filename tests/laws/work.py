@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import jax
 import numpy as np
@@ -70,27 +71,42 @@ def packed_batch(seed: int = 0) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-def loss_and_gradients(
-    plan: Plan, config: ModelConfig, batch: Mapping[str, np.ndarray], dtype: str = "float32"
-) -> tuple[float, dict[str, np.ndarray]]:
-    """Mean loss and gradient by tensor name, computed as the trainer does, on the mesh of the plan."""
-    mesh = make_mesh(plan, jax.devices()[: plan.devices])
+def _prepared(
+    plan: Plan, config: ModelConfig, batch: Mapping[str, np.ndarray], dtype: str
+) -> tuple[Any, tuple[Any, Any]]:
+    """The jitted loss and gradients as the trainer computes them, and their arguments on the mesh of the plan."""
     execution = Execution(
         shard=Rules(plan.rules.activations), remat=plan.remat, loss_chunks=plan.compile.loss_chunks, dtype=dtype
     )
-    with jax.set_mesh(mesh):
-        like = jax.eval_shape(lambda key: Transformer(config, execution, key=key), jax.random.key(0))
-        places = shardings(like, mesh, plan.rules.parameters)
-        model = jax.device_put(from_named(like, weights(config)), places)
-        cut = (plan.batch.accumulation, plan.batch.microbatch, -1)
-        pieces = {name: jax.device_put(value.reshape(cut), batch_sharding(mesh)) for name, value in batch.items()}
+    like = jax.eval_shape(lambda: Transformer(config, execution, key=jax.random.key(0)))
+    mesh = jax.sharding.get_mesh()
+    places = shardings(like, mesh, plan.rules.parameters)
+    model = jax.device_put(from_named(like, weights(config)), places)
+    cut = (plan.batch.accumulation, plan.batch.microbatch, -1)
+    pieces = {name: jax.device_put(value.reshape(cut), batch_sharding(mesh)) for name, value in batch.items()}
 
-        def gradients(model: Transformer, pieces: dict[str, jax.Array]):
-            sums, grads, _ = global_gradients(next_token, Implicit(), model, pieces, jax.random.key(0), ())
-            return sums["loss"] / sums["weight"], grads
+    def gradients(model: Transformer, pieces: dict[str, jax.Array]):
+        sums, grads, _ = global_gradients(next_token, Implicit(), model, pieces, jax.random.key(0), ())
+        return sums["loss"] / sums["weight"], grads
 
-        loss, grads = jax.jit(gradients, out_shardings=(None, places))(model, pieces)
+    return jax.jit(gradients, out_shardings=(None, places)), (model, pieces)
+
+
+def loss_and_gradients(
+    plan: Plan, config: ModelConfig, batch: Mapping[str, np.ndarray], dtype: str = "float32"
+) -> tuple[float, dict[str, np.ndarray]]:
+    """Mean loss and gradient by tensor name."""
+    with jax.set_mesh(make_mesh(plan, jax.devices()[: plan.devices])):
+        gradients, arguments = _prepared(plan, config, batch, dtype)
+        loss, grads = gradients(*arguments)
     return float(loss), {name: np.asarray(leaf) for name, leaf in named_leaves(grads).items()}
+
+
+def step_text(plan: Plan, config: ModelConfig, batch: Mapping[str, np.ndarray]) -> str:
+    """The optimized HLO of the same computation."""
+    with jax.set_mesh(make_mesh(plan, jax.devices()[: plan.devices])):
+        gradients, arguments = _prepared(plan, config, batch, "float32")
+        return gradients.lower(*arguments).compile().as_text()
 
 
 @cache
