@@ -277,12 +277,6 @@ def test_a_tokenizer_value_out_of_range_is_named(values: dict, message: str):
         TokenizerConfig(**values)
 
 
-def test_every_key_is_explained():
-    for kind in (DataConfig, TokenizerConfig):
-        for field in dataclasses.fields(kind):
-            assert f"\n        {field.name}: " in (kind.__doc__ or "")
-
-
 # What survives
 
 
