@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO, cast
 
 import tyro
 from tyro.conf import Positional, arg, subcommand
@@ -71,6 +71,7 @@ class Train(Common):
         from jaxlm.run import train
         from jaxlm.runtime.distributed import Job
 
+        sys.stdout = cast(TextIO, Sturdy(sys.stdout))
         job = Job(coordinator=self.coordinator, processes=self.processes, process=self.process)
         directory = self.run_dir or Path("runs") / run.name
         return train(run, directory, job=job, plan_file=self.plan, again=again())
@@ -80,7 +81,7 @@ class Train(Common):
 class MakePlan(Common):
     """Show the plan for a configuration: mesh, batch split, rematerialisation, predicted memory and time.
 
-    Example: jaxlm plan configs/quickstart.yaml --cluster h100-8 --explain
+    Example: jaxlm plan configs/quickstart.yaml --cluster h100x8 --explain
     """
 
     config: Positional[Path]
@@ -88,7 +89,7 @@ class MakePlan(Common):
     cluster: str | None = None
     """Preset or YAML file of a cluster; default this machine."""
     mesh: str | None = None
-    """Price one choice made by hand: data=8,tensor=4."""
+    """Fix mesh axes by hand: data=8,tensor=4; axes left out are searched."""
     explain: bool = False
     """Print the predicted time and memory, and why the runners-up lost."""
     out: Path | None = None
@@ -150,6 +151,8 @@ class Show(Common):
         from jaxlm.config import load
         from jaxlm.inspect import show_data
 
+        if self.step < 0:
+            raise Refused(f"--step {self.step} must not be negative: steps are counted from 0")
         print(show_data(load(self.config, self.overrides()), self.step))
         return 0
 
@@ -224,9 +227,11 @@ class Generate(Common):
         from jaxlm.config import Sample
         from jaxlm.inspect import generate_text
 
-        how = Sample(
-            prompt=self.prompt, tokens=self.tokens, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
-        )
+        chosen = {"tokens": self.tokens, "temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        try:
+            how = Sample(prompt=self.prompt, **chosen)  # pyright: ignore[reportArgumentType]
+        except ValueError as error:
+            raise Refused(f"--{error}".replace("_", "-", 1)) from None
         pieces = generate_text(self.folder, how, self.step, self.seed, tuple(self.stop))
         made = b""
         if not self.json:
@@ -271,6 +276,33 @@ Command = (
 )
 
 
+class Sturdy:
+    """Standard output that a run outlives: when its reader goes away (`| head`), training goes on in silence."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except BrokenPipeError:
+            self._lost()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except BrokenPipeError:
+            self._lost()
+
+    def _lost(self) -> None:
+        print("jaxlm: nobody reads standard output any more; the run goes on, see metrics.jsonl", file=sys.stderr)
+        self.stream = open(os.devnull, "w")  # noqa: SIM115 (it lives as long as the process)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
 def report(wanted: bool, facts: dict[str, Any]) -> None:
     if wanted:
         print(json.dumps(facts))
@@ -281,8 +313,11 @@ def mesh_overrides(mesh: str | None) -> list[str]:
     if mesh is None:
         return []
     pairs = [part.partition("=") for part in mesh.split(",")]
-    if bad := [name for name, equals, size in pairs if not equals or not size.isdigit()]:
+    if bad := [name + equals + size for name, equals, size in pairs if not equals or not size.isdigit()]:
         raise Refused(f"--mesh {mesh}: {bad[0]!r} is no AXIS=SIZE; write data=8,tensor=4")
+    names = [name for name, _, _ in pairs]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise Refused(f"--mesh {mesh}: {repeated[0]} stands twice")
     return [text for name, _, size in pairs for text in (f"--plan.mesh.{name}", size)]
 
 

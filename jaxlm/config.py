@@ -32,6 +32,11 @@ class Sample:
     top_k: int = 0
     top_p: float = 0.95
 
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise ValueError(f"tokens={self.tokens} must be positive")
+        self.sampling()
+
     def sampling(self) -> Sampling:
         return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
@@ -74,7 +79,8 @@ class Run:
 
 def load(path: Path, arguments: Sequence[str] = ()) -> Run:
     """The run in a YAML file, with overrides such as `--model.layers 4` on top. Raises ConfigError."""
-    return build(override(read(path), dotted(list(arguments))), str(path))
+    origin = f"{path} with the command line" if arguments else str(path)
+    return build(override(read(path), dotted(list(arguments))), origin)
 
 
 def build(raw: Raw, origin: str) -> Run:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import re
 import typing
 from collections.abc import Iterable, Mapping
@@ -149,6 +150,8 @@ def _converter() -> cattrs.Converter:
 
     def strict(kind: type, expected: str, accepts: tuple[type, ...]) -> None:
         def hook(value: Any, _: Any) -> Any:
+            if value is None:
+                raise ValueError(f"null is not allowed here, expected {expected}")
             if type(value) not in accepts:
                 raise ValueError(f"{value!r} is a {_kind(value)}, expected {expected}")
             return kind(value)
@@ -157,6 +160,14 @@ def _converter() -> cattrs.Converter:
 
     strict(int, "a whole number", (int,))
     strict(float, "a number", (int, float))
+
+    def finite(value: Any, kind: Any) -> float:
+        if type(value) is float and not math.isfinite(value):
+            raise ValueError(f"{value} is not a finite number")
+        return number(value, kind)
+
+    number = converter.get_structure_hook(float)
+    converter.register_structure_hook(float, finite)
     strict(str, "text", (str,))
     strict(bool, "true or false", (bool,))
 

@@ -43,7 +43,9 @@ def continuation(
     prompt = [tokenizer.bos, *(int(i) for i in tokenizer.encode(how.prompt or ""))]
     made, sent = b"", 0
     longest = max((len(s.encode()) for s in stop), default=0)
-    for token in generate(model, prompt, tokens=how.tokens, sampling=how.sampling(), seed=seed, end=tokenizer.eos):
+    for token in generate(
+        model, prompt, tokens=how.tokens, sampling=how.sampling(), seed=seed, end=tokenizer.eos, vocab=tokenizer.vocab
+    ):
         made += tokenizer.bytes([token])
         ends = [at for s in stop if (at := made.find(s.encode())) >= 0]
         # What could still turn out to be the beginning of a stop text waits.

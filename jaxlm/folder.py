@@ -68,7 +68,26 @@ class Folder:
 
     def before(self) -> Run | None:
         """The run that was started here, if any."""
-        return build(read(self.config), str(self.config)) if self.config.exists() else None
+        if not self.config.exists():
+            return None
+        raw = read(self.config)
+        if not raw:
+            raise ConfigError(f"{self.config} is empty: it should hold the configuration of the run")
+        return build(raw, str(self.config))
+
+    def finished(self) -> int | None:
+        """The step whose final results are written, if any are."""
+        try:
+            return json.loads(self.summary.read_text())["step"]
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+
+    def make(self) -> None:
+        """Raises ConfigError where the directory cannot be made."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--run-dir {self.path} cannot be made: {error.strerror}") from None
 
     def admit(self, run: Run) -> Run | None:
         """The run that was started here, if `run` may go on with it. Raises ConfigError naming what differs."""
@@ -93,7 +112,7 @@ def open_run(path: Path) -> tuple[Folder, Run]:
     run = folder.before() if path.is_dir() else None
     if run is not None:
         return folder, run
-    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    siblings = [p.name for p in path.parent.iterdir() if p.name != path.name] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=1)
     hint = f"; did you mean {path.parent / near[0]}?" if near else ""
     raise ConfigError(f"{path} is no run directory: it has no config.yaml{hint}")

@@ -10,6 +10,7 @@ import jax
 from jaxlm.checkpoints.errors import CheckpointError
 from jaxlm.checkpoints.store import Store
 from jaxlm.config import Run, Sample
+from jaxlm.data.config import DataError
 from jaxlm.data.corpus import gzip_bits_per_byte
 from jaxlm.data.loader import Loader
 from jaxlm.data.prepare import prepare, prepare_text
@@ -100,6 +101,8 @@ def evaluate_run(path: Path, data: str | None, step: int | None) -> tuple[str, d
     else:
         corpus = prepare_text(data, trained.folder.tokenizer, trained.run.data, show_progress())
         split = "text"
+        if not corpus.split(split).bytes:
+            raise DataError(f"--data {data} holds no text")
     with jax.set_mesh(trained.session.mesh):
         judge = Judge(trained.session, corpus, split)
         result = judge(trained.model())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ def train(run: Run, directory: Path, *, job: Job = Job(), plan_file: Path | None
     with StopSignal() as stop:
         if not leader:
             return _train(Setup(run, folder, how, cluster, plan, workload, job), stop, say, again)
+        folder.make()
         with run_lock(directory):
             return _train(Setup(run, folder, how, cluster, plan, workload, job), stop, say, again)
 
@@ -129,10 +131,14 @@ def _train(setup: Setup, stop: StopSignal, say: Say, again: str) -> int:
             setup.plan.save(folder.plan)
             write_bytes(folder.explanation, (explain(setup.plan, setup.cluster) + "\n").encode())
             write_bytes(folder.tokenizer, corpus.tokenizer.model)
-        if done >= run.train.steps:
-            say(f"{folder.path} is complete: {done} steps are done. To go on, raise --train.steps.")
+        training = _Training(setup, session, corpus, store, stop, say, again)
+        if done < run.train.steps:
+            return training.run(state, done)
+        if folder.finished() == done:
+            say(f"{folder.path} is complete: {done} steps are done, {run.train.steps} asked for. Raise --train.steps.")
             return DONE
-        return _Training(setup, session, corpus, store, stop, say, again).run(state, done)
+        say(f"all {done} steps are done; what comes after them is not, and follows")
+        return training.finish(Outcome(state, done, "done"), {"train_seconds": 0.0, "compile_seconds": 0.0})
 
 
 def _state(session: Session, store: Store, corpus: Corpus, say: Say) -> tuple[TrainState[Any], int]:
@@ -204,7 +210,7 @@ class _Training:
                     writer.close()  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
         if outcome.reason != "done":
             return self._stopped(outcome, saved)
-        return self._finish(outcome, {"train_seconds": seconds, "compile_seconds": compile_seconds})
+        return self.finish(outcome, {"train_seconds": seconds, "compile_seconds": compile_seconds})
 
     def _asked(self, step: int) -> int | None:
         """A signal to stop, if any process got one; several processes agree at each log line."""
@@ -278,13 +284,14 @@ class _Training:
         return STOPPED
 
     def _resume(self) -> str:
-        job = self.setup.job
+        job, quote = self.setup.job, shlex.quote
         several = (
             f" --coordinator {job.coordinator} --processes {job.processes} --process I" if job.processes > 1 else ""
         )
-        return f"{self.again} train {self.folder.config} --run-dir {self.folder.path}{several}"
+        config, path = quote(str(self.folder.config)), quote(str(self.folder.path))
+        return f"{self.again} train {config} --run-dir {path}{several}"
 
-    def _finish(self, outcome: Outcome, seconds: dict[str, float]) -> int:
+    def finish(self, outcome: Outcome, seconds: dict[str, float]) -> int:
         run, folder, say = self.run_config, self.folder, self.say
         result = self._evaluate(outcome.step, outcome.state, 0, lambda text: None)
         gzip = gzip_bits_per_byte(self.corpus, self.judge.split) if self.leader else 0.0
@@ -317,10 +324,11 @@ class _Training:
             }
             write_json(folder.summary, summary)
             plot_runs([folder.path], folder.plot)
+        path = shlex.quote(str(folder.path))
         say(
             f"run directory: {folder.path} (config.yaml plan.json metrics.jsonl summary.json loss.png checkpoints/)\n"
             f"  resume    {self._resume()} --train.steps {2 * run.train.steps}\n"
-            f"  generate  {self.again} generate {folder.path} --prompt 'def '\n"
-            f"  evaluate  {self.again} eval {folder.path}"
+            f"  generate  {self.again} generate {path} --prompt {shlex.quote(run.sample.prompt or '')}\n"
+            f"  evaluate  {self.again} eval {path}"
         )
         return DONE if self.stop.received is None else 128 + self.stop.received

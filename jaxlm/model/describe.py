@@ -69,7 +69,7 @@ def describe(
     block = sum(t.size for t in parameters if t.name.startswith("blocks/") and _is_matrix(t))
     width = config.heads * config.per_head
     return Workload(
-        name=config.preset or f"{config.layers}x{config.embed}",
+        name=config.preset or f"the model ({config.layers} layers of width {config.embed})",
         parameters=parameters,
         optimizer=optimizer,
         activations=_activations(config, kernel, dtype, sequence, packed),

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxlm.decode import ConfigError
 from jaxlm.model.transformer import Transformer
 
 
@@ -89,7 +90,7 @@ def draw(logits_BV: Float[Array, "B V"], key: PRNGKeyArray, sampling: Sampling) 
     return jax.random.categorical(key, jnp.where(logits_BV >= floor_B[:, None], logits_BV, -jnp.inf)).astype(jnp.int32)
 
 
-@partial(jax.jit, static_argnums=5, donate_argnums=2)
+@partial(jax.jit, static_argnums=(5, 7), donate_argnums=2)
 def _next(
     model: Transformer,
     tokens_BT: jax.Array,
@@ -98,37 +99,47 @@ def _next(
     last: jax.Array,
     sampling: Sampling,
     key: Any,
+    vocab: int,
 ) -> tuple[jax.Array, Cache]:
     logits, cache = extend(model, tokens_BT, cache, start, last)
-    return draw(logits, jax.random.fold_in(key, start + last), sampling), cache
+    real = jnp.where(jnp.arange(logits.shape[1])[None] < vocab, logits, -jnp.inf)
+    return draw(real, jax.random.fold_in(key, start + last), sampling), cache
 
 
 def generate(
-    model: Transformer, prompt: list[int], *, tokens: int, sampling: Sampling, seed: int = 0, end: int | None = None
+    model: Transformer,
+    prompt: list[int],
+    *,
+    tokens: int,
+    sampling: Sampling,
+    seed: int = 0,
+    end: int | None = None,
+    vocab: int | None = None,
 ) -> Iterator[int]:
     """Yields up to `tokens` new tokens after `prompt`, stopping before the token `end`.
 
-    Raises ValueError for an empty prompt, or one that leaves no room in a learned position table.
+    `vocab` is the tokenizer's, where the model's is larger: a token that means nothing is never drawn. Raises
+    ValueError for an empty prompt, or one that leaves no room in a learned position table.
     """
     if not prompt:
         raise ValueError("the prompt is empty; it needs at least one token (the start of a document)")
     length = len(prompt) + tokens
     limit = model.config.positions if model.config.position == "learned" else None
     if limit is not None and length > limit:
-        raise ValueError(f"prompt ({len(prompt)} tokens) and {tokens} new tokens exceed the model's {limit} positions")
-    model = plain(model)
+        raise ConfigError(f"prompt ({len(prompt)} tokens) and {tokens} new tokens exceed the model's {limit} positions")
+    model, vocab = plain(model), vocab or model.config.vocab
     padded = min(1 << (len(prompt) - 1).bit_length(), length)
     cache, key = empty_cache(model, 1, length), jax.random.key(seed)
     ids = jnp.asarray([prompt + [0] * (padded - len(prompt))], jnp.int32)
     at = lambda n: jnp.asarray(n, jnp.int32)
-    token, cache = _next(model, ids, cache, at(0), at(len(prompt) - 1), sampling, key)
+    token, cache = _next(model, ids, cache, at(0), at(len(prompt) - 1), sampling, key, vocab)
     for position in range(len(prompt), length):
         value = int(token[0])
         if value == end:
             return
         yield value
         if position + 1 < length:
-            token, cache = _next(model, token[:, None], cache, at(position), at(0), sampling, key)
+            token, cache = _next(model, token[:, None], cache, at(position), at(0), sampling, key, vocab)
 
 
 def plain(model: Transformer) -> Transformer:
