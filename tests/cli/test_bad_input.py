@@ -68,6 +68,9 @@ def contents(folder: Path) -> dict[str, str]:
         (["--model.vocab", "300"], "model.vocab=300 is smaller than the tokenizer's 360 tokens"),
         (["--data.tokenizer.vocab", "90000"], "90000"),
         (["--data.path", "/no/such/folder"], "/no/such/folder"),
+        (["--optim.lr", ".nan"], "optim.lr: nan is not a finite number"),
+        (["--model.layers", "null"], "model.layers: null is not allowed here, expected a whole number"),
+        (["--run-dir", "/proc/nowhere"], "--run-dir /proc/nowhere cannot be made"),
         (["--processes", "2"], "--processes 2 needs --coordinator HOST:PORT"),
     ],
     ids=lambda value: " ".join(value)[:50] if isinstance(value, list) else "",
@@ -141,6 +144,17 @@ def test_commands_on_runs_name_what_is_missing(home, tmp_path, capsys):
     (tmp_path / "quickstart" / "config.yaml").write_text((home / "tiny.yaml").read_text())
     assert "has no usable checkpoint yet" in refused(capsys, "generate", tmp_path / "quickstart", "--prompt", "a")
     assert "unexpected argument '--promt'" in refused(capsys, "generate", tmp_path / "quickstart", "--promt", "a")
+
+
+def test_looking_at_nothing_is_refused(home, tmp_path, capsys):
+    config = home / "tiny.yaml"
+    assert "fsdp stands twice" in refused(capsys, "plan", config, "--mesh", "fsdp=4,fsdp=2")
+    assert "'data=-2' is no AXIS=SIZE" in refused(capsys, "plan", config, "--mesh", "data=-2")
+    assert "--step -1 must not be negative" in refused(capsys, "data", "show", config, "--step", "-1")
+    for wrong in (("--tokens", "-3"), ("--temperature", "-1"), ("--top-p", "0")):
+        assert f"error: {wrong[0]}=" in refused(capsys, "generate", tmp_path, *wrong)
+    (tmp_path / "config.yaml").touch()
+    assert "config.yaml is empty" in refused(capsys, "eval", tmp_path)
 
 
 def test_a_model_that_cannot_fit_is_refused_with_its_memory_table(home, tmp_path, capsys):

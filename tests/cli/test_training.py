@@ -1,7 +1,9 @@
 """Training through the command line, in this process on eight forced devices."""
 
+import contextlib
 import json
 import logging
+import os
 from pathlib import Path
 
 import jax
@@ -11,7 +13,7 @@ import pytest
 
 import jaxlm.session
 from jaxlm.checkpoints import arrays
-from jaxlm.cli import main
+from jaxlm.cli import Sturdy, main
 from jaxlm.config import load
 from jaxlm.data.corpus import open_corpus
 from jaxlm.session import Session, inference_plan, numerics, resolve
@@ -135,6 +137,34 @@ def test_the_state_is_born_sharded_and_never_held_whole(home):
     assert memory is not None
     assert memory.output_size_in_bytes < whole / 6
     assert memory.temp_size_in_bytes < whole / 4
+
+
+def test_a_run_killed_after_its_last_step_still_gets_its_final_results(home, capsys):
+    made = run(home, "late", "--train.steps", "3", "--model.vocab", "2000")
+    summary = json.loads((made / "summary.json").read_text())
+    (made / "summary.json").unlink()
+    (made / "loss.png").unlink()
+    run(home, "late", "--train.steps", "3", "--model.vocab", "2000")
+    assert "all 3 steps are done; what comes after them is not, and follows" in capsys.readouterr().out
+    again = json.loads((made / "summary.json").read_text())
+    assert again["bits_per_byte"] == summary["bits_per_byte"]
+    assert (made / "loss.png").exists()
+    run(home, "late", "--train.steps", "3", "--model.vocab", "2000")
+    assert "is complete: 3 steps are done" in capsys.readouterr().out
+
+
+def test_training_outlives_a_closed_pipe(capfd):
+    reader, writer = os.pipe()
+    os.close(reader)
+    pipe = os.fdopen(writer, "w", buffering=1)
+    stream = Sturdy(pipe)
+    stream.write("nobody reads this\n")
+    stream.write("nor this\n")
+    stream.flush()
+    stream.stream.close()
+    with contextlib.suppress(BrokenPipeError):
+        pipe.close()
+    assert "the run goes on" in capfd.readouterr().err
 
 
 def test_data_show_and_prepare_describe_the_same_corpus(home, capsys):
