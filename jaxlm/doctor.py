@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.decode import ConfigError
+from jaxlm.files import user_cache
 from jaxlm.model.config import ModelConfig
-from jaxlm.session import cache_folder, local_machine, numerics
+from jaxlm.session import local_machine, numerics
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy", "jaxlm")
 
@@ -50,7 +51,7 @@ def examine() -> tuple[str, dict[str, Any]]:
         "attention": kernel,
         "dtype": dtype,
         "xla_options": options,
-        "compilation_cache": str(cache_folder("xla")),
+        "compilation_cache": str(user_cache("xla")),
     }
     facts["advice"] = advice(facts)
     lines = [
@@ -58,7 +59,7 @@ def examine() -> tuple[str, dict[str, Any]]:
         f"devices    {cluster.describe()}, backend {backend}, {jax.process_count()} process(es)",
         f"peak       {_peaks(cluster.device.peak)}",
         f"attention  {kernel} kernel, {dtype} compute unless the configuration says otherwise",
-        f"cache      compiled programs in {cache_folder('xla')}, data in {cache_folder('data')}",
+        f"cache      compiled programs in {user_cache('xla')}, data in {user_cache('data')}",
         "XLA options this jaxlib accepts (plan.options):",
         *(f"  {'yes' if ok else 'NO '}  {name}" for name, ok in options.items()),
         "advice:",

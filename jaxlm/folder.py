@@ -2,13 +2,13 @@
 
 import difflib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxlm.config import Run, build, differences
 from jaxlm.decode import ConfigError, dump, read
+from jaxlm.files import write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Folder:
         return before
 
     def write_config(self, run: Run) -> None:
-        write_bytes(self.config, dump(run).encode())
+        write_whole(self.config, dump(run).encode())
 
 
 def open_run(path: Path) -> tuple[Folder, Run]:
@@ -118,12 +118,5 @@ def open_run(path: Path) -> tuple[Folder, Run]:
     raise ConfigError(f"{path} is no run directory: it has no config.yaml{hint}")
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())

@@ -18,13 +18,13 @@ from jaxlm.data.progress import show_progress
 from jaxlm.data.show import show
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.evaluation import Judge, continuation
+from jaxlm.files import user_cache
 from jaxlm.folder import Folder, open_run
 from jaxlm.model.generate import plain
 from jaxlm.model.transformer import Transformer
 from jaxlm.runtime.distributed import Job, start
 from jaxlm.session import (
     Session,
-    cache_folder,
     expected_vocab,
     inference_plan,
     local_machine,
@@ -78,7 +78,7 @@ class Trained:
 def open_trained(path: Path, step: int | None) -> Trained:
     """Opens the newest good checkpoint of a run, or that of `step`. Raises CheckpointError when there is none."""
     folder, run = open_run(path)
-    start(Job(), cache_folder("xla"))
+    start(Job(), user_cache("xla"))
     store = run.checkpoint.build(folder.checkpoints)
     if step is None:
         found = store.latest()

@@ -22,11 +22,12 @@ from jaxlm.data.prepare import prepare
 from jaxlm.data.progress import show_progress, silent
 from jaxlm.decode import ConfigError, dump
 from jaxlm.evaluation import Judge, sample
-from jaxlm.folder import Folder, write_bytes, write_json
+from jaxlm.files import user_cache, write_whole
+from jaxlm.folder import Folder, write_json
 from jaxlm.model.attention import require_kernel
 from jaxlm.runtime.distributed import Job, start
 from jaxlm.runtime.lock import run_lock
-from jaxlm.session import Session, cache_folder, expected_vocab, local_machine, numerics, resolve, workload_of
+from jaxlm.session import Session, expected_vocab, local_machine, numerics, resolve, workload_of
 from jaxlm.trainer.hooks import Evaluating, Saving
 from jaxlm.trainer.loop import Outcome
 from jaxlm.trainer.loop import train as run_loop
@@ -53,7 +54,7 @@ def train(run: Run, directory: Path, *, job: Job = Job(), plan_file: Path | None
     Returns the exit code: 0 done, 3 stopped with the last good state saved, 128+n after a signal and a save.
     `again` is how the printed commands begin.
     """
-    start(job, cache_folder("xla") if run.train.compilation_cache else None)
+    start(job, user_cache("xla") if run.train.compilation_cache else None)
     leader = jax.process_index() == 0
     say: Say = (lambda text: print(text, flush=True)) if leader else (lambda text: None)
     folder = Folder(directory)
@@ -129,8 +130,8 @@ def _train(setup: Setup, stop: StopSignal, say: Say, again: str) -> int:
         if leader:
             folder.write_config(run)
             setup.plan.save(folder.plan)
-            write_bytes(folder.explanation, (explain(setup.plan, setup.cluster) + "\n").encode())
-            write_bytes(folder.tokenizer, corpus.tokenizer.model)
+            write_whole(folder.explanation, (explain(setup.plan, setup.cluster) + "\n").encode())
+            write_whole(folder.tokenizer, corpus.tokenizer.model)
         training = _Training(setup, session, corpus, store, stop, say, again)
         if done < run.train.steps:
             return training.run(state, done)

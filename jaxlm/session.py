@@ -1,12 +1,10 @@
 """The pieces that training, evaluation and generation share: corpus, model, plan, mesh and state, put together."""
 
 import dataclasses
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,11 +30,6 @@ from jaxlm.tree import from_named, named_leaves
 from planners.layout import rules
 from planners.plan import MESH_AXES, Batch, Plan, Segment, Workload
 from planners.topology import Cluster, local_cluster
-
-
-def cache_folder(name: str) -> Path:
-    """Where things are kept between runs: $XDG_CACHE_HOME/jaxlm/NAME or ~/.cache/jaxlm/NAME."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxlm" / name
 
 
 def local_machine() -> Cluster:

@@ -17,8 +17,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxlm.data.config import DataConfig, DataError, TokenizerConfig
 from jaxlm.data.corpus import (
     EXAMPLES,
@@ -28,11 +26,9 @@ from jaxlm.data.corpus import (
     Report,
     open_corpus,
     read_index,
-    shard_is_whole,
-    shard_paths,
-    token_type,
 )
 from jaxlm.data.progress import Progress, silent
+from jaxlm.data.shards import ShardWriter, finished
 from jaxlm.data.sources import (
     BY_DOCUMENT,
     BY_TAIL,
@@ -47,6 +43,7 @@ from jaxlm.data.sources import (
     stable_hash,
 )
 from jaxlm.data.tokenizer import Tokenizer
+from jaxlm.files import user_cache, write_whole
 
 FORMAT = 1  # raised when the same text would give other files
 SHARD_BYTES = 128 << 20  # text per shard: what an interruption may cost
@@ -92,7 +89,7 @@ def _prepare(
             tokenizer = _tokenizer(folder, config, sources, progress)
             shards = _encode(folder, config, sources, tokenizer, progress, shard_bytes)
             index = _index(config, sources, binary, tokenizer, shards)
-            _write(folder / INDEX, json.dumps(index, indent=1).encode())
+            write_whole(folder / INDEX, json.dumps(index, indent=1).encode())
     report = index["report"]
     read_well = sum(report["documents"].values()) + report["dropped"]
     _check_corrupt(config, report["corrupt"], read_well, report["corrupt_examples"])
@@ -101,9 +98,7 @@ def _prepare(
 
 def cache_folder(config: DataConfig) -> Path:
     """Where prepared corpora lie: `data.cache`, else below the user's cache folder."""
-    if config.cache is not None:
-        return Path(config.cache).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxlm" / "data"
+    return user_cache("data") if config.cache is None else Path(config.cache).expanduser()
 
 
 def corpus_folder(config: DataConfig, sources: list[Source]) -> Path:
@@ -140,7 +135,7 @@ def _tokenizer(folder: Path, config: DataConfig, sources: list[Source], progress
         progress(stage, 0, size)
         tokenizer = Tokenizer.train(texts, config.tokenizer)
         progress(stage, size, size)
-    _write(path, tokenizer.model)
+    write_whole(path, tokenizer.model)
     return tokenizer
 
 
@@ -204,12 +199,12 @@ def _encode(
     shard_bytes: int,
 ) -> list[dict[str, Any]]:
     """Writes the shards that are missing and returns the entries of all."""
-    shards = _finished(folder)
+    shards = finished(folder)
     here = shards[-1]["next"] if shards else {"file": 0, "item": 0, "train_bytes": 0}
     limit = config.limit_bytes or sys.maxsize
     begins = [0, *itertools.accumulate(source.bytes for source in sources)]
     total, position = begins[-1], 0
-    writer = _ShardWriter(tokenizer)
+    writer = ShardWriter(tokenizer)
     train_bytes = here["train_bytes"]
     seen = corrupt = before = 0
 
@@ -257,83 +252,6 @@ def _encode(
 def _first_bytes(text: str, size: int) -> str:
     """A text cut to at most `size` bytes, between characters."""
     return text if len(text) * LONGEST_CHARACTER <= size else text.encode()[:size].decode("utf-8", "ignore")
-
-
-class _ShardWriter:
-    """Collects encoded documents per split and writes them as one shard."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer, self.dtype = tokenizer, token_type(tokenizer)
-        self._clear()
-
-    def _clear(self) -> None:
-        self.bytes = self.waiting = 0
-        self.facts: dict[str, Any] = {"dropped": 0, "corrupt": 0, "corrupt_examples": []}
-        self._texts: list[tuple[str, str]] = []
-        self._tokens: dict[str, list[np.ndarray]] = {}
-        self._lengths: dict[str, list[int]] = {}
-        self._sizes: dict[str, list[int]] = {}
-
-    @property
-    def empty(self) -> bool:
-        return not (self._texts or self._sizes or self.facts["dropped"] or self.facts["corrupt"])
-
-    def add(self, split: str, text: str) -> int:
-        """Takes a document and says how many bytes it has."""
-        size = len(text.encode())
-        self._texts.append((split, text))
-        self._sizes.setdefault(split, []).append(size)
-        self.bytes += size
-        self.waiting += size
-        return size
-
-    def skip(self, corrupt: Corrupt) -> None:
-        self.facts["corrupt"] += 1
-        if len(self.facts["corrupt_examples"]) < EXAMPLES:
-            self.facts["corrupt_examples"].append(f"{corrupt.where}: {corrupt.why}")
-
-    def encode(self) -> None:
-        """Encodes what is waiting."""
-        begin = np.array([self.tokenizer.bos], self.dtype)
-        end = np.array([self.tokenizer.eos], self.dtype)
-        encoded = self.tokenizer.encode_many([text for _, text in self._texts])
-        for (split, _), ids in zip(self._texts, encoded, strict=True):
-            self._tokens.setdefault(split, []).extend((begin, ids.astype(self.dtype), end))
-            self._lengths.setdefault(split, []).append(len(ids) + 2)
-        self._texts, self.waiting = [], 0
-
-    def write(self, folder: Path, number: int, following: dict[str, int]) -> dict[str, Any]:
-        """Writes the shard, its entry last, and starts an empty one; `following` is where the next begins."""
-        entry = self.facts | {"splits": {}, "next": following}
-        for split, parts in self._tokens.items():
-            tokens = np.concatenate(parts)
-            documents = np.concatenate([[0], np.cumsum(self._lengths[split]), self._sizes[split]]).astype("<i8")
-            files = shard_paths(folder, number, split)
-            for path, array in zip(files, (tokens, documents), strict=True):
-                _write(path, array.tobytes())
-            entry["splits"][split] = {
-                "documents": len(self._sizes[split]),
-                "tokens": len(tokens),
-                "bytes": sum(self._sizes[split]),
-                "file_bytes": [tokens.nbytes, documents.nbytes],
-                "sha256": hashlib.sha256(tokens.tobytes() + documents.tobytes()).hexdigest(),
-            }
-        _write(folder / f"{number:05d}.json", json.dumps(entry).encode())
-        self._clear()
-        return entry
-
-
-def _finished(folder: Path) -> list[dict[str, Any]]:
-    """Entries of the shards that are whole, up to the first that is not."""
-    entries: list[dict[str, Any]] = []
-    while True:
-        try:
-            entry = json.loads((folder / f"{len(entries):05d}.json").read_bytes())
-        except (OSError, ValueError):
-            return entries
-        if not shard_is_whole(folder, len(entries), entry):
-            return entries
-        entries.append(entry)
 
 
 # Index
@@ -418,16 +336,6 @@ def _no_text(config: DataConfig, sources: list[Source]) -> DataError:
 
 
 # Files
-
-
-def _write(path: Path, content: bytes) -> None:
-    """The whole content under this name, or nothing: written aside, flushed to disk, then renamed."""
-    aside = path.with_name(f"{path.name}.unfinished")
-    with open(aside, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
 
 
 def _remove_unfinished(folder: Path) -> None:

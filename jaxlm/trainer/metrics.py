@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TextIO
 import jax
 import psutil
 
+from jaxlm.files import write_whole
 from jaxlm.trainer.loop import Finished
 
 Record = dict[str, Any]
@@ -88,9 +88,7 @@ class JsonLines:
     def __init__(self, path: Path, keep: int):
         if path.exists():
             records = [r for r in read_jsonl(path) if r["step"] <= keep]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(r) + "\n" for r in records))
-            os.replace(temporary, path)
+            write_whole(path, "".join(json.dumps(r) + "\n" for r in records).encode())
         self.file: TextIO = path.open("a")
 
     def __call__(self, record: Record) -> None:
