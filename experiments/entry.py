@@ -2,7 +2,7 @@
 
     python -m experiments.NAME [CONFIG.yaml] [--out DIR] [--json] [--print-config] [--dotted.key value ...]
 
-Without CONFIG.yaml the experiment reads configs/experiments/NAME.yaml. `--out` is where the report and what the
+Without CONFIG.yaml the experiment reads configs/experiments/DEFAULT.yaml. `--out` is where the report and what the
 experiment leaves behind go (default: runs/experiments/NAME).
 """
 
@@ -20,21 +20,24 @@ C = TypeVar("C")
 CONFIGS = Path(__file__).parent.parent / "configs" / "experiments"
 
 
-def main(name: str, about: str | None, kind: type[C], run: Callable[[C, Path], Report]) -> None:
+def main(
+    name: str, about: str | None, kind: type[C], run: Callable[[C, Path], Report], *, default: str | None = None
+) -> None:
     """Reads the configuration as `kind`, calls `run(config, out)`, prints and saves its report, and exits.
 
-    `about` is the experiment's docstring: what `--help` prints. Exit codes are those of `jaxlm`.
+    `about` is the experiment's docstring: what `--help` prints. `default` is the file in configs/experiments that is
+    read where none is given, without its suffix; by itself `name`. Exit codes are those of `jaxlm`.
     """
     arguments = sys.argv[1:]
     sys.argv[0] = f"experiments.{name}"
-    sys.exit(guarded(_Experiment(name, about or "", kind, run, arguments)))
+    sys.exit(guarded(_Experiment(name, about or "", kind, run, arguments, default or name)))
 
 
 class _Experiment:
     """One call of an experiment, in the form that the command line guards."""
 
-    def __init__(self, name: str, about: str, kind: type[Any], run: Any, arguments: Sequence[str]):
-        self.name, self.about, self.kind, self.execute = name, about, kind, run
+    def __init__(self, name: str, about: str, kind: type[Any], run: Any, arguments: Sequence[str], default: str):
+        self.name, self.about, self.kind, self.execute, self.default = name, about, kind, run, default
         self.arguments = list(arguments)
         self.debug = self._flag("--debug")
 
@@ -56,12 +59,14 @@ class _Experiment:
 
     def run(self) -> int:
         if self._flag("--help") or self._flag("-h"):
-            print(f"{self.about.strip()}\n\n{(__doc__ or '').replace('NAME', self.name)}")
+            print(
+                f"{self.about.strip()}\n\n{(__doc__ or '').replace('NAME', self.name).replace('DEFAULT', self.default)}"
+            )
             return 0
         as_json, show = self._flag("--json"), self._flag("--print-config")
         out = self._option("--out", Path("runs") / "experiments" / self.name)
         named = bool(self.arguments) and not self.arguments[0].startswith("-")
-        path = Path(self.arguments.pop(0)) if named else CONFIGS / f"{self.name}.yaml"
+        path = Path(self.arguments.pop(0)) if named else CONFIGS / f"{self.default}.yaml"
         raw = override(read(path), dotted(self.arguments))
         try:
             config = decode(raw, self.kind)

@@ -1,5 +1,6 @@
 """`jaxlm ...`: the only file that knows the command-line library."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -8,12 +9,12 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TextIO, cast
+from typing import Annotated, Any, Literal, TextIO, cast
 
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
-USER_ERROR, FAILURE = 2, 1
+USER_ERROR, STOPPED, FAILURE = 2, 3, 1
 
 
 class Refused(ValueError):
@@ -51,6 +52,10 @@ class Train(Common):
     """Where everything is written; default runs/NAME."""
     plan: Path | None = None
     """Replay a saved plan (plan.json) instead of searching."""
+    from_: Annotated[str | None, arg(name="from", metavar="RUN[@STEP]")] = None
+    """Start from the weights of another run, with its tokenizer; model keys left out are its own."""
+    profile: Annotated[str | None, arg(metavar="START:STOP")] = None
+    """Record these steps, both included and numbered as in the log, into the run directory, for xprof or Perfetto."""
     print_config: bool = False
     """Print the resolved configuration, each key explained, and stop."""
     coordinator: str | None = None
@@ -59,22 +64,32 @@ class Train(Common):
     """Processes of the job."""
     process: int = 0
     """Which of them this is, from 0."""
+    dead_after: float = 60.0
+    """Seconds without a sign of life after which a process of the job counts as dead and the others end."""
 
     def run(self) -> int:
-        from jaxlm.config import load
         from jaxlm.decode import dump
+        from jaxlm.finetune import load
+        from jaxlm.trainer.profile import Steps
 
-        run = load(self.config, self.overrides())
+        run = load(self.config, self.overrides(), start=self.from_, run_dir=self.run_dir, training=True)
         if self.print_config:
             print(dump(run, comments=True), end="")
             return 0
+        profile = None if self.profile is None else Steps.parse(self.profile, run.train.steps)
         from jaxlm.run import train
         from jaxlm.runtime.distributed import Job
+        from jaxlm.setup import Options
 
         sys.stdout = cast(TextIO, Sturdy(sys.stdout))
-        job = Job(coordinator=self.coordinator, processes=self.processes, process=self.process)
+        job = Job(
+            coordinator=self.coordinator,
+            processes=self.processes,
+            process=self.process,
+            dead_after=self.dead_after,
+        )
         directory = self.run_dir or Path("runs") / run.name
-        return train(run, directory, job=job, plan_file=self.plan, again=again())
+        return train(run, directory, Options(job=job, plan_file=self.plan, profile=profile, again=again()))
 
 
 @dataclass(kw_only=True)
@@ -98,7 +113,7 @@ class MakePlan(Common):
     """One JSON object as the last line."""
 
     def run(self) -> int:
-        from jaxlm.config import load
+        from jaxlm.finetune import load
         from jaxlm.inspect import make_plan
 
         run = load(self.config, [*self.overrides(), *mesh_overrides(self.mesh)])
@@ -126,7 +141,7 @@ class Prepare(Common):
     """One JSON object as the last line."""
 
     def run(self) -> int:
-        from jaxlm.config import load
+        from jaxlm.finetune import load
         from jaxlm.inspect import prepare_data
 
         text, facts = prepare_data(load(self.config, self.overrides()))
@@ -148,7 +163,7 @@ class Show(Common):
     """Which step, from 0."""
 
     def run(self) -> int:
-        from jaxlm.config import load
+        from jaxlm.finetune import load
         from jaxlm.inspect import show_data
 
         if self.step < 0:
@@ -158,10 +173,55 @@ class Show(Common):
 
 
 @dataclass(kw_only=True)
-class Data(Common):
-    """Prepare the data of a configuration, or look at it."""
+class Clean(Common):
+    """Clean web pages (.warc, .wet, .html, .jsonl) into JSON lines of text, URL and timestamp, as C4 was made.
 
-    action: Annotated[Prepare, subcommand("prepare")] | Annotated[Show, subcommand("show")]
+    Every rule can be set: --language de --minimum_characters 200 --rules.javascript false --deduplicate spans.
+    --print-config lists all rules with their values and what they mean.
+    An interrupted cleaning goes on where it was. Train on the result with --data.path OUT.
+
+    Example: jaxlm data clean crawl/ --out cleaned/ --blocklist words.txt
+    """
+
+    source: Annotated[Positional[str], arg(metavar="INPUT")]
+    """Folder, glob or file of web pages."""
+    out: Path
+    """Folder for the cleaned text and its report."""
+    config: Path | None = None
+    """YAML file of a cleaning, as --print-config prints it; default C4's English set."""
+    processes: int = 0
+    """Processes that share the work; 0 means one per core."""
+    print_config: bool = False
+    """Print the rules that would be applied, each explained, and stop."""
+    json: bool = False
+    """One JSON object as the last line."""
+
+    def run(self) -> int:
+        from jaxlm.data.cleaning.clean import clean
+        from jaxlm.data.cleaning.config import Cleaning
+        from jaxlm.data.progress import show_progress
+        from jaxlm.decode import decode, dotted, dump, override, read
+
+        raw = {} if self.config is None else read(self.config)
+        config = decode(override(raw, dotted(list(self.overrides()))), Cleaning)
+        if self.print_config:
+            print(dump(config, comments=True), end="")
+            return 0
+        found = clean(config, self.source, self.out, processes=self.processes, progress=show_progress())
+        print("\n".join([*found.lines(), f"train on it: --data.path {self.out}"]))
+        report(self.json, found.to_json())
+        return 0
+
+
+@dataclass(kw_only=True)
+class Data(Common):
+    """Clean web pages, prepare the data of a configuration, or look at it."""
+
+    action: (
+        Annotated[Prepare, subcommand("prepare")]
+        | Annotated[Show, subcommand("show")]
+        | Annotated[Clean, subcommand("clean")]
+    )
 
     def run(self) -> int:
         self.action.rest = self.rest
@@ -170,7 +230,11 @@ class Data(Common):
 
 @dataclass(kw_only=True)
 class Eval(Common):
-    """Bits per byte of a trained model on its held-out text, or on any other text.
+    """Judge a trained model on its held-out text, or on any other text.
+
+    Prints bits per byte, loss in nats per token, perplexity, next-token accuracy, macro F1 over the vocabulary, and the
+    latency of one forward pass. Every token of the text is predicted once. Bits per byte can be compared between
+    tokenizers; loss, perplexity, accuracy and F1 cannot.
 
     Example: jaxlm eval runs/quickstart --data my_texts/
     """
@@ -181,6 +245,8 @@ class Eval(Common):
     """Folder, glob or file of text or JSONL to evaluate on; default the run's own held-out split."""
     step: int | None = None
     """Which checkpoint; default the newest good one."""
+    no_latency: bool = False
+    """Do not time the forward pass (1 x 512 tokens, compiled and warmed up)."""
     json: bool = False
     """One JSON object as the last line."""
 
@@ -188,9 +254,36 @@ class Eval(Common):
         self.no_overrides()
         from jaxlm.inspect import evaluate_run
 
-        text, facts = evaluate_run(self.folder, self.data, self.step)
+        text, facts = evaluate_run(self.folder, self.data, self.step, timed=not self.no_latency)
         print(text)
         report(self.json, facts)
+        return 0
+
+
+@dataclass(kw_only=True)
+class Plot(Common):
+    """Draw loss, throughput and memory of any set of runs, also of those still under way.
+
+    Example: jaxlm plot runs/a runs/b --out compared.png --by tokens
+    """
+
+    runs: Annotated[Positional[list[Path]], arg(metavar="RUN [RUN ...]")]
+    """Run directories."""
+    out: Path = Path("plot.png")
+    """The picture: .png, .svg or .pdf."""
+    by: Literal["step", "tokens", "seconds"] = "step"
+    """Along the bottom: steps, tokens seen, or seconds spent in steps."""
+    unit: Literal["bits_per_byte", "loss"] = "bits_per_byte"
+    """Of the loss: bits per byte of text, or nats per token."""
+    smooth: float = 0.0
+    """From 0 (as it is) to below 1: weight of the past in the moving average of the training loss."""
+
+    def run(self) -> int:
+        self.no_overrides()
+        from jaxlm.trainer.plot import plot_runs
+
+        plot_runs(self.runs, self.out, by=self.by, unit=self.unit, smooth=self.smooth)
+        print(f"saved {self.out}")
         return 0
 
 
@@ -271,6 +364,7 @@ Command = (
     | Annotated[MakePlan, subcommand("plan")]
     | Annotated[Data, subcommand("data")]
     | Annotated[Eval, subcommand("eval")]
+    | Annotated[Plot, subcommand("plot")]
     | Annotated[Generate, subcommand("generate")]
     | Annotated[Doctor, subcommand("doctor")]
 )
@@ -285,18 +379,23 @@ class Sturdy:
     def write(self, text: str) -> int:
         try:
             return self.stream.write(text)
-        except BrokenPipeError:
-            self._lost()
+        except OSError as error:
+            self._lost(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             self.stream.flush()
-        except BrokenPipeError:
-            self._lost()
+        except OSError as error:
+            self._lost(error)
 
-    def _lost(self) -> None:
-        print("jaxlm: nobody reads standard output any more; the run goes on, see metrics.jsonl", file=sys.stderr)
+    def _lost(self, error: OSError) -> None:
+        if isinstance(error, BrokenPipeError):
+            why = "nobody reads standard output any more"
+        else:
+            why = f"standard output cannot be written ({error.strerror})"
+        with contextlib.suppress(OSError):  # standard error may have gone the same way
+            print(f"jaxlm: {why}; the run goes on, see metrics.jsonl", file=sys.stderr, flush=True)
         self.stream = open(os.devnull, "w")  # noqa: SIM115 (it lives as long as the process)
 
     def __getattr__(self, name: str) -> Any:
@@ -356,11 +455,17 @@ def guarded(command: Any) -> int:
     except Exception as error:
         if command.debug:
             traceback.print_exc()
-        code = USER_ERROR if isinstance(error, _user_errors()) else FAILURE
-        kind = "" if code == USER_ERROR else f"{type(error).__name__}: "
-        hint = "" if code == USER_ERROR or command.debug else "\n(--debug shows where)"
+        code = _code(error)
+        kind = "" if code != FAILURE else f"{type(error).__name__}: "
+        hint = "" if code != FAILURE or command.debug else "\n(--debug shows where)"
         print(f"jaxlm: error: {kind}{error}{hint}", file=sys.stderr)
         return code
+
+
+def _code(error: Exception) -> int:
+    from jaxlm.files import DiskFull
+
+    return USER_ERROR if isinstance(error, _user_errors()) else STOPPED if isinstance(error, DiskFull) else FAILURE
 
 
 def _user_errors() -> tuple[type[Exception], ...]:

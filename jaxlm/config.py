@@ -9,7 +9,7 @@ from jaxlm.data.config import DataConfig
 from jaxlm.decode import ConfigError, Raw, decode, dotted, encode, override, read, suggest
 from jaxlm.model.config import PRESETS, ModelConfig
 from jaxlm.model.generate import Sampling
-from jaxlm.optim import AdamW
+from jaxlm.optim import AdamW, Optimizer
 from jaxlm.trainer.config import TrainConfig
 from planners.plan import Search
 
@@ -42,12 +42,28 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Parent:
+    """The run whose weights this one starts from.
+
+    Attributes:
+        run: its run directory.
+        step: the step whose weights they are; null takes its newest checkpoint.
+        manifest: digest of the manifest of that checkpoint; filled in when the run starts.
+    """
+
+    run: str
+    step: int | None = None
+    manifest: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """Everything that defines a training run.
 
     Attributes:
         name: names the run directory, runs/NAME, unless --run-dir says otherwise.
         seed: of initialisation, data order and dropout.
+        parent: the run whose weights this one starts from, as `--from` sets it; null starts from random ones.
         data: the text, its tokenizer and how documents become rows.
         model: the shape of the model.
         optim: optimizer and learning-rate schedule.
@@ -59,9 +75,10 @@ class Run:
 
     name: str = "run"
     seed: int = 0
+    parent: Parent | None = None
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    optim: AdamW = field(default_factory=AdamW)
+    optim: Optimizer = field(default_factory=AdamW)
     plan: Search = field(default_factory=Search)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -70,6 +87,11 @@ class Run:
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"name={self.name!r} must be usable as a folder name")
+        if not self.model.causal:
+            raise ValueError(
+                "model.causal=false: a run trains a language model, and a bidirectional one sees the token that it "
+                "should predict; set model.causal to true"
+            )
         if self.model.position == "learned" and 0 < self.model.positions < self.data.sequence:
             raise ValueError(
                 f"data.sequence={self.data.sequence} is longer than the model's "
@@ -86,14 +108,15 @@ def load(path: Path, arguments: Sequence[str] = ()) -> Run:
 def build(raw: Raw, origin: str) -> Run:
     """A Run from plain values; a model preset is filled in first."""
     try:
-        return decode(_with_preset(raw), Run)
+        return decode(with_preset(raw), Run)
     except ConfigError as error:
         lines = str(error).splitlines()
         listed = "\n".join(f"  {line}" for line in lines)
         raise ConfigError(f"{origin}: {lines[0]}" if len(lines) == 1 else f"{origin}:\n{listed}") from None
 
 
-def _with_preset(raw: Raw) -> Raw:
+def with_preset(raw: Raw) -> Raw:
+    """A copy whose model section holds what its preset says, where it does not say otherwise itself."""
     model = raw.get("model")
     if not isinstance(model, dict) or model.get("preset") is None:
         return raw
@@ -106,6 +129,9 @@ def _with_preset(raw: Raw) -> Raw:
 FREE = {"name", "plan", "checkpoint", "sample"}
 """Sections that a resumed run may change; of `train`, everything but the batch."""
 
+ELSEWHERE = ("data.cache ", "data.tokenizer.path ", "model.preset ")
+"""Keys that may change because what they stand for is compared by content: prepared data, tokenizer, model."""
+
 
 def differences(before: Run, now: Run) -> list[str]:
     """What a resumed run may not change and yet does: `model.layers was 4, is 8`."""
@@ -116,8 +142,19 @@ def differences(before: Run, now: Run) -> list[str]:
         old, new = encode(getattr(before, section.name)), encode(getattr(now, section.name))
         if section.name == "train":
             old, new = {"batch": old["batch"]}, {"batch": new["batch"]}
+        if section.name == "optim" and old["kind"] != new["kind"]:
+            old, new = {"kind": old["kind"]}, {"kind": new["kind"]}  # the other keys depend on it
         changed += _differ(section.name, old, new)
-    return [c for c in changed if not c.startswith(("data.cache ", "model.preset "))]
+    # The attention kernel is how a model is computed, not what: like the plan, it may change.
+    return [c for c in changed if not c.startswith((*ELSEWHERE, "model.attention "))]
+
+
+def schedule_change(before: Run, now: Run) -> str | None:
+    """What a new number of steps does to the learning rate of a resumed run, if anything."""
+    steps = now.train.steps
+    if before.train.steps == steps or now.optim.schedule == "constant":
+        return None
+    return f"the learning-rate schedule ({now.optim.schedule}) now ends at step {steps:,}, not {before.train.steps:,}"
 
 
 def _differ(path: str, old: object, new: object) -> list[str]:

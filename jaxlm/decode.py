@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import math
 import re
+import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any, TypeVar
 
 import cattrs
 import yaml
-from cattrs.errors import ForbiddenExtraKeysError
+from cattrs.errors import AttributeValidationNote, ClassValidationError, ForbiddenExtraKeysError
 
 C = TypeVar("C")
 Raw = dict[str, Any]
+NULL, MISSING = "null is not allowed here", "this key is required"
 
 
 class ConfigError(ValueError):
@@ -115,18 +117,21 @@ def _clean(message: str) -> str:
     """cattrs writes `sentence @ .model.layers`; we write `model.layers: sentence`."""
     sentence, _, path = message.rpartition(" @ ")
     path = path.lstrip(".")
+    if sentence.startswith((NULL, MISSING)):
+        return f"{path}: {sentence}; write a value in the file or give --{path} VALUE"
     named = not path or sentence.startswith((f"{path}=", f"{path}."))
     return sentence if named or re.match(r"[a-z_]+\.[a-z_]+[ =]", sentence) else f"{path}: {sentence}"
 
 
 def _sentence(error: BaseException, kind: type | None) -> str:
     if isinstance(error, ForbiddenExtraKeysError):
-        known = [f.name for f in dataclasses.fields(error.cl)]
+        known = {f.name: f.default for f in dataclasses.fields(error.cl)}
+        of = f" of kind {known['kind']}" if "kind" in known else ""
         return "; ".join(
-            f"unknown key {key!r}{_suggest(str(key), known)}" for key in sorted(map(str, error.extra_fields))
+            f"unknown key {key!r}{of}{_suggest(str(key), list(known))}" for key in sorted(map(str, error.extra_fields))
         )
     if isinstance(error, KeyError):
-        return "this key is required"
+        return MISSING
     return str(error)
 
 
@@ -151,7 +156,7 @@ def _converter() -> cattrs.Converter:
     def strict(kind: type, expected: str, accepts: tuple[type, ...]) -> None:
         def hook(value: Any, _: Any) -> Any:
             if value is None:
-                raise ValueError(f"null is not allowed here, expected {expected}")
+                raise ValueError(f"{NULL}, expected {expected}")
             if type(value) not in accepts:
                 raise ValueError(f"{value!r} is a {_kind(value)}, expected {expected}")
             return kind(value)
@@ -183,10 +188,21 @@ def _converter() -> cattrs.Converter:
         return value
 
     def mapping(value: Any, kind: Any) -> Any:
+        if value is None:
+            return {}
         if not isinstance(value, dict):
             raise ValueError(f"{value!r} is a {_kind(value)}, expected a mapping of keys to values")
         key, item = typing.get_args(kind)
-        return {converter.structure(k, key): converter.structure(v, item) for k, v in value.items()}
+        found, wrong = {}, []
+        for name, inner in value.items():
+            try:
+                found[converter.structure(name, key)] = converter.structure(inner, item)
+            except (cattrs.BaseValidationError, TypeError, ValueError) as error:
+                error.add_note(AttributeValidationNote(f"in {name}", str(name), item))
+                wrong.append(error)
+        if wrong:
+            raise ClassValidationError("in a mapping", wrong, kind)  # pyright: ignore[reportCallIssue]
+        return found
 
     plain = str | int | float | bool
     converter.register_structure_hook_func(lambda t: typing.get_origin(t) is typing.Literal, literal)
@@ -206,7 +222,34 @@ def _converter() -> cattrs.Converter:
         return hook
 
     converter.register_structure_hook_factory(dataclasses.is_dataclass, fields_of)
+
+    def one_of(union: Any) -> Any:
+        kinds = kinds_of(union)
+        first = next(iter(kinds))
+
+        def hook(value: Any, _: Any) -> Any:
+            kind = value.get("kind", first) if isinstance(value, Mapping) else first
+            if not isinstance(kind, str) or kind not in kinds:
+                refused = ValueError(f"{kind!r} is not one of {', '.join(kinds)}{_near(kind, tuple(kinds))}")
+                refused.add_note(AttributeValidationNote("in kind", "kind", str))
+                raise ClassValidationError("in a choice", [refused], kinds[first])  # pyright: ignore[reportCallIssue]
+            return converter.structure(value, kinds[kind])
+
+        return hook
+
+    converter.register_structure_hook_factory(is_choice, one_of)
     return converter
+
+
+def is_choice(kind: Any) -> bool:
+    """Whether a type is a union of dataclasses that their field `kind` tells apart."""
+    members = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else ()
+    return bool(members) and all(dataclasses.is_dataclass(m) and "kind" in m.__dataclass_fields__ for m in members)
+
+
+def kinds_of(union: Any) -> dict[str, type]:
+    """The members of such a union by their `kind`; the first is the one meant where the key is absent."""
+    return {member.__dataclass_fields__["kind"].default: member for member in typing.get_args(union)}
 
 
 def _near(value: Any, choices: tuple[Any, ...]) -> str:
@@ -215,9 +258,9 @@ def _near(value: Any, choices: tuple[Any, ...]) -> str:
 
 
 def docs(kind: type) -> dict[str, str]:
-    """What the `Attributes:` section of a dataclass says of each field."""
-    section = re.search(r"Attributes:\n(.*)", kind.__doc__ or "", re.DOTALL)
-    lines = section.group(1).splitlines() if section else []
+    """What the `Attributes:` section of a dataclass, or of one it extends, says of each field."""
+    sections = [re.search(r"Attributes:\n(.*)", c.__doc__ or "", re.DOTALL) for c in reversed(kind.__mro__)]
+    lines = [line for section in sections if section for line in section.group(1).splitlines()]
     found: dict[str, str] = {}
     name = ""
     for line in lines:
@@ -245,15 +288,17 @@ def dump(value: Any, *, comments: bool = False) -> str:
     text = yaml.safe_dump(encode(value), sort_keys=False, allow_unicode=True, width=10_000)
     if not comments:
         return text
-    sections: dict[str, dict[str, str]] = {"": docs(type(value))}
-    for field in dataclasses.fields(value):
-        inner = getattr(value, field.name)
-        if dataclasses.is_dataclass(inner):
-            sections[field.name] = docs(type(inner))
-            for deeper in dataclasses.fields(inner):
-                if dataclasses.is_dataclass(getattr(inner, deeper.name)):
-                    sections[f"{field.name}.{deeper.name}"] = docs(type(getattr(inner, deeper.name)))
-    return "\n".join(_commented(text.splitlines(), sections)) + "\n"
+    return "\n".join(_commented(text.splitlines(), dict(_sections("", value)))) + "\n"
+
+
+def _sections(path: str, value: Any) -> Iterable[tuple[str, dict[str, str]]]:
+    """What each dataclass inside a value says of its fields, by the path it lies at."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield path, docs(type(value))
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _sections(f"{path}.{name}".lstrip("."), inner)
 
 
 def _commented(lines: list[str], sections: dict[str, dict[str, str]]) -> Iterable[str]:

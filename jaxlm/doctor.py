@@ -87,7 +87,7 @@ def advice(facts: dict[str, Any]) -> list[str]:
         found.append("an NVIDIA driver is here but JAX runs on CPU: install the extra, uv sync --extra cuda12")
     if (ours := _version("jax")) != (theirs := _version("jaxlib")):
         found.append(f"jax {ours} and jaxlib {theirs} differ: install matching versions")
-    if facts["backend"] == "gpu" and facts["attention"] != "cudnn":
+    if facts["backend"] == "gpu" and not facts["attention"].startswith("cudnn"):
         found.append("attention does not use cuDNN: set model.dtype to bfloat16 and head_dim to a multiple of 8")
     if facts["backend"] != "cpu" and not facts["peak_flops"]:
         found.append(f"the peak of {facts['devices'][0]} is unknown: MFU is not reported; add it to a cluster file")

@@ -1,6 +1,7 @@
 """Held-out evaluation and samples of a model in a session."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -10,30 +11,77 @@ from jaxlm.data.corpus import Corpus
 from jaxlm.data.loader import Evaluation as HeldOut
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.model.generate import generate
+from jaxlm.model.predictions import judged
 from jaxlm.model.transformer import Transformer
 from jaxlm.session import Session
+from jaxlm.sharding import replicated
 from jaxlm.trainer.evaluate import Evaluation, evaluate
+from jaxlm.trainer.stop import Asked, never, until
 
 
 class Judge:
-    """Evaluates a model on the held-out split of a corpus; the same compiled program each time."""
+    """Evaluates a model on the held-out split of a corpus; the same compiled programs each time."""
 
     def __init__(self, session: Session, corpus: Corpus, split: str | None = None):
-        self.session, self.split = session, split or corpus.held_out.name
+        self.session = session
         replicas = session.plan.replicas
         wanted = session.run.train.eval_batch or session.plan.batch.microbatch
         self.batch = -(-wanted // replicas) * replicas
-        self.source = HeldOut(corpus.split(self.split), self.batch, session.run.data.sequence)
         self.sums = session.sums()
+        self.predictions = jax.jit(
+            lambda model, batch: judged(model, jax.tree.map(lambda leaf: leaf[0], batch)),
+            out_shardings=replicated(session.mesh),
+        )
+        self._read(corpus, split)
 
-    def __call__(self, model: Transformer, batches: int = 0) -> Evaluation:
-        """`batches` 0 means the whole split, every token of it."""
+    def _read(self, corpus: Corpus, split: str | None) -> None:
+        self.split = split or corpus.held_out.name
+        self.source = HeldOut(corpus.split(self.split), self.batch, self.session.run.data.sequence)
+
+    def on(self, corpus: Corpus, split: str | None = None) -> "Judge":
+        """The same programs for another corpus of the same tokenizer."""
+        other = copy.copy(self)
+        other._read(corpus, split)
+        return other
+
+    def __call__(
+        self, model: Transformer, batches: int = 0, *, predictions: bool = False, asked: Asked = never
+    ) -> Evaluation:
+        """`batches` 0 means the whole split, every token of it. `predictions` counts them too, for accuracy and F1:
+        another compiled program, and a pass over the logits more. Raises Interrupted between two batches when `asked`
+        returns a signal."""
         count = min(batches or self.source.batches, self.source.batches)
         feed = self.session.feed(self.source, 1, self.batch, packed=True)
-        result = evaluate(self.sums, model, feed.iterate(0, count), self.source.bytes / self.source.targets)
+        sums = self.predictions if predictions else self.sums
+        batches_of_text = until(asked, feed.iterate(0, count))
+        result = evaluate(sums, model, batches_of_text, self.source.bytes / self.source.targets)
         if count == self.source.batches and result.tokens != self.source.targets:
             raise RuntimeError(f"evaluated {result.tokens} tokens of {self.source.targets}: the split was not covered")
         return result
+
+
+def evaluation_table(title: str, facts: Mapping[str, Any]) -> str:
+    """What an evaluation found, one quantity per line; `facts` as in the JSON of `jaxlm eval`."""
+    rows = [
+        ("text", f"{facts['bytes']:,} bytes", f"{facts['tokens']:,} predicted tokens"),
+        (
+            "bits per byte",
+            f"{facts['bits_per_byte']:.4f}",
+            f"gzip -9 of the same text: {facts['gzip_bits_per_byte']:.4f}",
+        ),
+        ("loss", f"{facts['loss']:.4f}", "nats per token"),
+        ("perplexity", f"{facts['perplexity']:.2f}", ""),
+        ("next token, top 1", f"{facts['top1']:.2%}", "share of tokens predicted rightly"),
+        ("macro F1", f"{facts['macro_f1']:.4f}", f"over {facts['macro_f1_classes']:,} token ids that occur"),
+    ]
+    if "latency_p50_ms" in facts:
+        how = f"1 x {facts['latency_tokens']} tokens to logits, median of {facts['latency_calls']}"
+        rows.append(
+            ("latency", f"{facts['latency_p50_ms']:.1f} ms", f"{how}; 95th percentile {facts['latency_p95_ms']:.1f} ms")
+        )
+    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    lines = [f"  {name:<{widths[0]}}  {value:>{widths[1]}}  {note}".rstrip() for name, value, note in rows]
+    return "\n".join([title, *lines])
 
 
 def continuation(

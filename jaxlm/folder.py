@@ -54,6 +54,10 @@ class Folder:
         return self.path / "tensorboard"
 
     @property
+    def profile(self) -> Path:
+        return self.path / "profile"
+
+    @property
     def plot(self) -> Path:
         return self.path / "loss.png"
 

@@ -1,7 +1,7 @@
 """Commands that look at a configuration or a finished run and train nothing."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,17 @@ from jaxlm.checkpoints.errors import CheckpointError
 from jaxlm.checkpoints.store import Store
 from jaxlm.config import Run, Sample
 from jaxlm.data.config import DataError
-from jaxlm.data.corpus import gzip_bits_per_byte
+from jaxlm.data.corpus import Corpus, gzip_bits_per_byte
 from jaxlm.data.loader import Loader
 from jaxlm.data.prepare import prepare, prepare_text
 from jaxlm.data.progress import show_progress
 from jaxlm.data.show import show
 from jaxlm.data.tokenizer import Tokenizer
-from jaxlm.evaluation import Judge, continuation
+from jaxlm.evaluation import Judge, continuation, evaluation_table
 from jaxlm.files import user_cache
 from jaxlm.folder import Folder, open_run
 from jaxlm.model.generate import plain
+from jaxlm.model.latency import latency
 from jaxlm.model.transformer import Transformer
 from jaxlm.runtime.distributed import Job, start
 from jaxlm.session import (
@@ -42,7 +43,7 @@ def make_plan(run: Run, cluster_name: str | None) -> tuple[Plan, Cluster]:
     cluster = load_cluster(cluster_name) if cluster_name else local_machine()
     platform = "cpu" if cluster.device.kind == "cpu" else "gpu"
     model = resolve(run, expected_vocab(run))
-    workload = workload_of(run, model, numerics(run.model, platform))
+    workload = workload_of(run, model, numerics(run.model, platform, elsewhere=cluster_name is not None))
     return search_plan(workload, cluster, run.plan), cluster
 
 
@@ -50,14 +51,20 @@ def prepare_data(run: Run) -> tuple[str, dict[str, Any]]:
     corpus = prepare(run.data, show_progress())
     splits = {name: corpus.split(name) for name in corpus.splits}
     facts = {name: {"tokens": len(s), "documents": s.documents, "bytes": s.bytes} for name, s in splits.items()}
-    return "\n".join(corpus.report.lines()), {"digest": corpus.digest, "vocab": corpus.tokenizer.vocab, "splits": facts}
+    loader = _loader(run, corpus)
+    text = "\n".join([*corpus.report.lines(), loader.describe(run.train.steps)])
+    known = {"digest": corpus.digest, "vocab": corpus.tokenizer.vocab, "splits": facts}
+    return text, known | ({"mixture": loader.facts(run.train.steps)} if loader.mixed else {})
 
 
 def show_data(run: Run, step: int) -> str:
     """What the model sees at step `step`."""
     corpus = prepare(run.data, show_progress())
-    loader = Loader(corpus.split("train"), run.train.batch, run.data.sequence, run.data.mode, run.seed)
-    return show(corpus, loader, step)
+    return show(corpus, _loader(run, corpus), step)
+
+
+def _loader(run: Run, corpus: Corpus) -> Loader:
+    return Loader(corpus.training(run.data), run.train.batch, run.data.sequence, run.data.mode, run.seed)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,6 +92,7 @@ def open_trained(path: Path, step: int | None) -> Trained:
         if found.step is None:
             raise CheckpointError("\n".join([f"{path} has no usable checkpoint yet", *found.skipped]))
         step = found.step
+    store.fetch(step)
     tokenizer = Tokenizer.load(folder.tokenizer)
     model, how = resolve(run, tokenizer.vocab), numerics(run.model, jax.default_backend())
     devices = jax.device_count()
@@ -92,29 +100,46 @@ def open_trained(path: Path, step: int | None) -> Trained:
     return Trained(run, folder, Session(run, model, how, plan), tokenizer, step, store)
 
 
-def evaluate_run(path: Path, data: str | None, step: int | None) -> tuple[str, dict[str, Any]]:
-    """Bits per byte on the run's held-out split, or on the text at `data`, which the run's tokenizer encodes."""
+def evaluate_run(path: Path, data: str | None, step: int | None, timed: bool = True) -> tuple[str, dict[str, Any]]:
+    """What a run is worth on one text (see `evaluate_texts`), as a table and as facts."""
+    (facts,) = evaluate_texts(path, [data], step, timed)
+    title = f"{path} after step {facts['step']}, on {data or 'its {} split'.format(facts['split'])}"
+    return evaluation_table(title, facts), facts
+
+
+def evaluate_texts(
+    path: Path, texts: Sequence[str | None], step: int | None = None, timed: bool = True
+) -> list[dict[str, Any]]:
+    """Loss and accuracy of a run on each text, every token of it, and if `timed` the latency of a forward pass.
+
+    A text is a folder, glob or file, which the run's tokenizer encodes; None is the run's own held-out split.
+    """
     trained = open_trained(path, step)
+    corpora = [_text(trained, text) for text in texts]
+    with jax.set_mesh(trained.session.mesh):
+        model = trained.model()
+        machine: dict[str, Any] = {"devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
+        machine |= latency(model).facts() if timed else {}
+        judge, found = Judge(trained.session, *corpora[0]), []
+        for data, (corpus, split) in zip(texts, corpora, strict=True):
+            result = judge.on(corpus, split)(model, predictions=True).facts()
+            gzip = {"gzip_bits_per_byte": gzip_bits_per_byte(corpus, split)}
+            found.append({"step": trained.step, "split": split, "data": data} | result | gzip | machine)
+    return found
+
+
+def _text(trained: Trained, data: str | None) -> tuple[Corpus, str]:
+    """The corpus and the split of it to judge on."""
     if data is None:
         corpus = prepare(trained.run.data, show_progress())
-        split = corpus.held_out.name
-    else:
+        return corpus, corpus.held_out.name
+    try:
         corpus = prepare_text(data, trained.folder.tokenizer, trained.run.data, show_progress())
-        split = "text"
-        if not corpus.split(split).bytes:
-            raise DataError(f"--data {data} holds no text")
-    with jax.set_mesh(trained.session.mesh):
-        judge = Judge(trained.session, corpus, split)
-        result = judge(trained.model())
-    gzip = gzip_bits_per_byte(corpus, split)
-    text = (
-        f"{path} after step {trained.step}, {data or judge.split}: {result.bits_per_byte:.4f} bits per byte "
-        f"(gzip -9: {gzip:.4f})\n"
-        f"loss {result.loss:.4f} nats/token, perplexity {result.perplexity:.2f}, "
-        f"{result.tokens:,} tokens, {result.bytes:,} bytes"
-    )
-    facts = {"step": trained.step, "split": judge.split, "data": data, **dataclasses.asdict(result)}
-    return text, facts | {"gzip_bits_per_byte": gzip}
+    except DataError as error:
+        raise DataError(str(error).replace("data.path=", "--data ", 1)) from None
+    if not corpus.split("text").bytes:
+        raise DataError(f"--data {data} holds no text")
+    return corpus, "text"
 
 
 def generate_text(path: Path, how: Sample, step: int | None, seed: int, stop: tuple[str, ...]) -> Iterator[bytes]:

@@ -1,11 +1,11 @@
 """The composition root of training: configuration, data, model, plan, mesh, loop and checkpoints meet here."""
 
-import dataclasses
 import hashlib
 import shlex
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,46 +15,72 @@ from jaxlm.checkpoints.errors import CheckpointError
 from jaxlm.checkpoints.processes import first_decides
 from jaxlm.checkpoints.schedule import Schedule
 from jaxlm.checkpoints.store import Store
-from jaxlm.config import Run
+from jaxlm.config import Run, schedule_change
 from jaxlm.data.corpus import Corpus, gzip_bits_per_byte
 from jaxlm.data.loader import Loader
 from jaxlm.data.prepare import prepare
 from jaxlm.data.progress import show_progress, silent
-from jaxlm.decode import ConfigError, dump
+from jaxlm.decode import ConfigError, dump, encode
 from jaxlm.evaluation import Judge, sample
-from jaxlm.files import user_cache, write_whole
+from jaxlm.files import DiskFull, room, user_cache, write_whole
+from jaxlm.finetune import begin, check_parent, starting
 from jaxlm.folder import Folder, write_json
-from jaxlm.model.attention import require_kernel
-from jaxlm.runtime.distributed import Job, start
+from jaxlm.model.attention import require_kernel, say_kernel
+from jaxlm.planned import choose_plan, predicted
+from jaxlm.runtime.distributed import start
 from jaxlm.runtime.lock import run_lock
+from jaxlm.runtime.peers import Peers
 from jaxlm.session import Session, expected_vocab, local_machine, numerics, resolve, workload_of
+from jaxlm.setup import Options, Setup, resume_command
 from jaxlm.trainer.hooks import Evaluating, Saving
-from jaxlm.trainer.loop import Outcome
+from jaxlm.trainer.loop import Hook, Outcome
 from jaxlm.trainer.loop import train as run_loop
 from jaxlm.trainer.metrics import JsonLines, Meter, TensorBoard, Work, read_jsonl
 from jaxlm.trainer.plot import plot_runs
+from jaxlm.trainer.profile import Profiling
 from jaxlm.trainer.progress import Progress, seconds_as_text
 from jaxlm.trainer.state import TrainState
-from jaxlm.trainer.stop import StopSignal
+from jaxlm.trainer.stop import Asked, Interrupted, StopSignal, never
+from jaxlm.trainer.tracking import WeightsAndBiases, require_tracking
 from jaxlm.tree import named_leaves
 from planners.explain import explain
-from planners.plan import Plan, Workload
-from planners.search import check
-from planners.search import plan as search_plan
-from planners.topology import Cluster
 
 Say = Callable[[str], None]
 
 DONE, STOPPED = 0, 3
+NOTHING_LOST = "no step was taken since the last checkpoint, so nothing is lost; start it again to go on"
 
 
-def train(run: Run, directory: Path, *, job: Job = Job(), plan_file: Path | None = None, again: str = "jaxlm") -> int:
+def train(run: Run, directory: Path, options: Options = Options()) -> int:
     """Plans, trains, checkpoints, evaluates and samples; goes on by itself where this run directory left off.
 
     Returns the exit code: 0 done, 3 stopped with the last good state saved, 128+n after a signal and a save.
-    `again` is how the printed commands begin.
     """
-    start(job, user_cache("xla") if run.train.compilation_cache else None)
+    require_tracking(run.train.wandb)
+    run.checkpoint.require()
+    start(options.job, user_cache("xla") if run.train.compilation_cache else None)
+    try:
+        with Peers(options.job) as peers, StopSignal(peers.depart, NOTHING_LOST) as stop:
+            return _begin(run, directory, options, stop)
+    except Stopped as stopped:
+        sentence = f"stopped: {stopped}. Checkpoints saved before are intact. {stopped.remedy}"
+        with suppress(OSError):  # the log may lie on the same full disk
+            print(sentence, file=sys.stderr, flush=True)
+        return stopped.code
+
+
+class Stopped(Exception):
+    """The run cannot go on for want of something a person can give, such as room; `remedy` says what to do."""
+
+    code = STOPPED
+
+    def __init__(self, why: str, remedy: str):
+        super().__init__(why)
+        self.remedy = remedy
+
+
+def _begin(run: Run, directory: Path, options: Options, stop: StopSignal) -> int:
+    """Everything that is decided before data is read, then the run itself."""
     leader = jax.process_index() == 0
     say: Say = (lambda text: print(text, flush=True)) if leader else (lambda text: None)
     folder = Folder(directory)
@@ -63,61 +89,28 @@ def train(run: Run, directory: Path, *, job: Job = Job(), plan_file: Path | None
     model = resolve(run, expected_vocab(run))
     workload = workload_of(run, model, how)
     before = folder.admit(run)
-    plan, origin = choose_plan(run, before, folder, plan_file, workload, cluster)
+    if run.parent is not None and before is None:
+        check_parent(run.parent, model)
+    plan, origin = choose_plan(run, before, folder, options.plan_file, workload, cluster)
     say(f"model: {workload.parameter_count:,} parameters, {run.train.batch} x {run.data.sequence} tokens per step")
-    say(f"attention: {how.kernel} kernel, {how.dtype} compute on {how.platform}")
+    kernel = say_kernel(how.kernel, packed=run.data.mode == "pack")
+    say(f"attention: {kernel}, {how.dtype} compute on {how.platform}")
     say(f"plan ({origin}): {plan.summary()}")
     say(predicted(plan, cluster))
-    with StopSignal() as stop:
-        if not leader:
-            return _train(Setup(run, folder, how, cluster, plan, workload, job), stop, say, again)
-        folder.make()
-        with run_lock(directory):
-            return _train(Setup(run, folder, how, cluster, plan, workload, job), stop, say, again)
+    if before is not None and (change := schedule_change(before, run)) is not None:
+        say(change)
+    setup = Setup(run, folder, how, cluster, plan, workload, options)
+    try:
+        with room(directory), ExitStack() as lock:
+            if leader:
+                folder.make()
+                lock.enter_context(run_lock(directory))
+            return _train(setup, stop, say)
+    except DiskFull as error:
+        raise Stopped(str(error), f"Make room, then resume: {resume_command(setup)}") from error
 
 
-def choose_plan(
-    run: Run, before: Run | None, folder: Folder, file: Path | None, workload: Workload, cluster: Cluster
-) -> tuple[Plan, str]:
-    """The plan to follow and where it comes from: a file, this run's own, or a new search. Raises PlanError."""
-    if file is not None:
-        plan = Plan.load(file)
-        check(plan, workload, cluster)
-        return plan, f"replayed from {file}"
-    if before is not None and before.plan == run.plan and folder.plan.exists():
-        plan = Plan.load(folder.plan)
-        if plan.devices == cluster.count:
-            check(plan, workload, cluster)
-            return plan, "as this run was started"
-    return search_plan(workload, cluster, run.plan), "searched for the devices found"
-
-
-def predicted(plan: Plan, cluster: Cluster) -> str:
-    """What the cost model expects, in one line, and where the rest is written."""
-    if plan.predicted is None:
-        return "no prediction: the plan was made by hand"
-    memory, capacity = plan.predicted.memory_bytes, cluster.device.memory
-    rival = f"; next best: {plan.alternatives[0].summary}" if plan.alternatives else ""
-    return (
-        f"predicted: {memory / 2**30:.2f} of {capacity / 2**30:.1f} GiB per device, "
-        f"{plan.predicted.step_seconds:.3g} s per step{rival} (why: plan.txt in the run directory)"
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What is decided before any data is read."""
-
-    run: Run
-    folder: Folder
-    how: Any
-    cluster: Cluster
-    plan: Plan
-    workload: Workload
-    job: Job
-
-
-def _train(setup: Setup, stop: StopSignal, say: Say, again: str) -> int:
+def _train(setup: Setup, stop: StopSignal, say: Say) -> int:
     run, folder, leader = setup.run, setup.folder, jax.process_index() == 0
     corpus = prepare(run.data, show_progress() if leader else silent)
     say("\n".join(corpus.report.lines()))
@@ -126,30 +119,49 @@ def _train(setup: Setup, stop: StopSignal, say: Say, again: str) -> int:
         jax.set_mesh(session.mesh),
         run.checkpoint.build(folder.checkpoints) as store,
     ):
-        state, done = _state(session, store, corpus, say)
+        state, done = _state(session, store, corpus, folder, say)
         if leader:
             folder.write_config(run)
-            setup.plan.save(folder.plan)
+            write_json(folder.plan, setup.plan.to_json())
             write_whole(folder.explanation, (explain(setup.plan, setup.cluster) + "\n").encode())
             write_whole(folder.tokenizer, corpus.tokenizer.model)
-        training = _Training(setup, session, corpus, store, stop, say, again)
+        training = _Training(setup, session, corpus, store, stop, say)
         if done < run.train.steps:
             return training.run(state, done)
         if folder.finished() == done:
             say(f"{folder.path} is complete: {done} steps are done, {run.train.steps} asked for. Raise --train.steps.")
             return DONE
         say(f"all {done} steps are done; what comes after them is not, and follows")
+        stop.kept = f"all {done} steps are done and saved. Resume: {resume_command(setup)}"
         return training.finish(Outcome(state, done, "done"), {"train_seconds": 0.0, "compile_seconds": 0.0})
 
 
-def _state(session: Session, store: Store, corpus: Corpus, say: Say) -> tuple[TrainState[Any], int]:
+def config_digest(run: Run) -> str:
+    """Which configuration a checkpoint was saved under."""
+    return hashlib.sha256(dump(run).encode()).hexdigest()
+
+
+def _state(session: Session, store: Store, corpus: Corpus, folder: Folder, say: Say) -> tuple[TrainState[Any], int]:
     """The newest good checkpoint, or a fresh state; and how many steps it has done. Raises ConfigError."""
     found = store.latest()
     for sentence in found.skipped:
         say(f"skipped: {sentence}")
     if found.step is None:
-        return session.fresh(), 0
+        if lost := store.begun():
+            raise CheckpointError(
+                f"every checkpoint in {store.directory} is damaged (steps {', '.join(map(str, lost))}, see above): "
+                "restore one from a backup, or begin again in another --run-dir"
+            )
+        if session.run.parent is None:
+            return session.fresh(), 0
+        say(starting(session.run, session.run.parent))
+        return begin(session, session.run.parent), 0
     facts = store.facts(found.step)
+    if not folder.config.exists() and facts["config"] != config_digest(session.run):
+        raise ConfigError(
+            f"checkpoint.path={session.run.checkpoint.path} holds step {found.step} of a run with another "
+            f"configuration, and {folder.path} is new. Give exactly the configuration of that run, or another path"
+        )
     if facts["data"] != corpus.digest:
         raise ConfigError(
             f"the data has changed since this run began (digest {facts['data'][:12]}, now {corpus.digest[:12]}): "
@@ -163,55 +175,71 @@ def _state(session: Session, store: Store, corpus: Corpus, say: Say) -> tuple[Tr
 class _Training:
     """One pass through the loop, from a state to its last checkpoint, evaluation, sample and summary."""
 
-    def __init__(
-        self, setup: Setup, session: Session, corpus: Corpus, store: Store, stop: StopSignal, say: Say, again: str
-    ):
+    def __init__(self, setup: Setup, session: Session, corpus: Corpus, store: Store, stop: StopSignal, say: Say):
         self.setup, self.session, self.corpus, self.store = setup, session, corpus, store
-        self.stop, self.say, self.again = stop, say, again
+        self.stop, self.say, self.again = stop, say, setup.options.again
         self.run_config, self.folder = setup.run, setup.folder
         self.leader = jax.process_index() == 0
         self.judge = Judge(session, corpus)
+        self.tracking: WeightsAndBiases | None = None
 
     def run(self, state: TrainState[Any], done: int) -> int:
+        """Everything that is left to do of a run of which `done` steps are done; its exit code."""
+        project = self.run_config.train.wandb
+        if project is None or not self.leader:
+            return self._run(state, done)
+        name, directory, config = self.run_config.name, self.folder.path, encode(self.run_config)
+        with closing(WeightsAndBiases(project, name, directory, config)) as self.tracking:
+            return self._run(state, done)
+
+    def _run(self, state: TrainState[Any], done: int) -> int:
         run, plan = self.run_config, self.setup.plan
-        stream = self.corpus.split("train")
-        loader = Loader(stream, run.train.batch, run.data.sequence, run.data.mode, run.seed)
+        loader = Loader(self.corpus.training(run.data), run.train.batch, run.data.sequence, run.data.mode, run.seed)
         feed = self.session.feed(loader, plan.batch.accumulation, plan.batch.microbatch)
         step, compile_seconds = self._compile(feed[done])
-        rows = f"{loader.rows_per_epoch:,} rows, {loader.steps_per_epoch:,.1f} steps per epoch"
-        self.say(f"training data: {len(stream):,} tokens in {rows}")
-        saving = self._saving()
+        self.say(loader.describe(run.train.steps))
         progress = Progress(done, run.train.steps) if self.leader else None
         writers = self._writers(done, progress)
         say = progress.say if progress else self.say
-        evaluating = Evaluating(
-            run.train.eval_every, lambda at, state: self._evaluate(at, state, run.train.eval_batches, say)
-        )
+        evaluating = Evaluating(run.train.eval_every, lambda at, state: self._evaluate_between_steps(at, state, say))
+        meter = Meter(self._work(loader), run.train.log_every, run.train.steps, writers)
+        saving = self._saving(meter.flush)
+        hooks: Sequence[Hook] = (saving, evaluating)
         began = time.monotonic()
         try:
-            outcome = run_loop(
-                state,
-                step=step,
-                batches=feed.iterate(done, run.train.steps),
-                start=done,
-                steps=run.train.steps,
-                tensors=list(named_leaves(self.session.abstract.model)),
-                report=Meter(self._work(stream), run.train.log_every, run.train.steps, writers),
-                hooks=(saving, evaluating),
-                stop=self._asked,
-            )
-            seconds = time.monotonic() - began
-            saved = saving.finally_save(outcome.step, outcome.state)
+            with self.stop.deferred(), ExitStack() as last:
+                for each in (progress, *writers, meter):
+                    if hasattr(each, "close") and each is not self.tracking:
+                        last.callback(each.close)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+                if self.setup.options.profile is not None and self.leader:
+                    profiling = Profiling(self.setup.options.profile, self.folder.profile, say)
+                    profiling.begin(done)
+                    last.callback(profiling.close)
+                    hooks = profiling.around(hooks)
+                outcome = run_loop(
+                    state,
+                    step=step,
+                    batches=feed.iterate(done, run.train.steps),
+                    start=done,
+                    steps=run.train.steps,
+                    tensors=list(named_leaves(self.session.abstract.model)),
+                    report=meter,
+                    hooks=hooks,
+                    stop=self._asked,
+                )
+                seconds = time.monotonic() - began
+                saved = saving.finally_save(outcome.step, outcome.state)
+                asked = self.stop.agreed() if outcome.signal is None else outcome.signal
+                self.stop.kept = self._kept(outcome.step, saved)
         except CheckpointError as error:
-            say(f"stopped: {error}. Checkpoints saved before are intact. Resume: {self._resume()}")
-            return STOPPED
-        finally:
-            for writer in (*writers, progress):
-                if hasattr(writer, "close"):
-                    writer.close()  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-        if outcome.reason != "done":
-            return self._stopped(outcome, saved)
+            raise Stopped(str(error), f"Remove the cause, then resume: {self._resume()}") from error
+        if asked is not None or outcome.reason != "done":
+            return self._stopped(outcome, saved, asked)
         return self.finish(outcome, {"train_seconds": seconds, "compile_seconds": compile_seconds})
+
+    def _kept(self, step: int, saved: bool) -> str:
+        where = f"state after step {step} saved" if saved else "nothing saved: checkpoint.enabled is false"
+        return f"{where}. Resume: {self._resume()}"
 
     def _asked(self, step: int) -> int | None:
         """A signal to stop, if any process got one; several processes agree at each log line."""
@@ -233,16 +261,17 @@ class _Training:
             self.say(f"step compiled in {seconds:.1f} s: {used / 2**20:,.0f} MiB per device by XLA{beside}")
         return compiled, seconds
 
-    def _saving(self) -> Saving:
+    def _saving(self, report: Callable[[], None]) -> Saving:
         run = self.run_config
         agree = first_decides if jax.process_count() > 1 else bool
         facts = {
-            "config": hashlib.sha256(dump(run).encode()).hexdigest(),
+            "config": config_digest(run),
             "plan": self.setup.plan.digest,
             "data": self.corpus.digest,
             "seed": run.seed,
+            "parent": encode(run.parent),
         }
-        return Saving(self.store, Schedule(run.checkpoint, agree=agree), facts, run.checkpoint.enabled)
+        return Saving(self.store, Schedule(run.checkpoint, agree=agree), facts, run.checkpoint.enabled, report)
 
     def _writers(self, done: int, progress: Progress | None) -> list[Any]:
         if progress is None:
@@ -250,9 +279,11 @@ class _Training:
         writers: list[Any] = [progress, JsonLines(self.folder.metrics, keep=done)]
         if self.run_config.train.tensorboard:
             writers.append(TensorBoard(self.folder.tensorboard, keep=done))
+        if self.tracking is not None:
+            writers.append(self.tracking)
         return writers
 
-    def _work(self, stream: Any) -> Work:
+    def _work(self, loader: Loader) -> Work:
         workload, cluster = self.setup.workload, self.setup.cluster
         return Work(
             tokens=workload.tokens,
@@ -260,41 +291,55 @@ class _Training:
             flops_causal=workload.step_flops(causal=True),
             devices=cluster.count,
             peak=cluster.device.peak.get(self.session.how.dtype),
-            bytes_per_token=stream.bytes / max(len(stream) - stream.documents, 1),
+            bytes_per_token=loader.bytes_per_token,
         )
 
-    def _evaluate(self, step: int, state: TrainState[Any], batches: int, say: Say) -> dict[str, Any]:
-        result = dataclasses.asdict(self.judge(state.model, batches))
+    def _evaluate(
+        self,
+        step: int,
+        state: TrainState[Any],
+        batches: int,
+        say: Say,
+        *,
+        predictions: bool = False,
+        asked: Asked = never,
+    ) -> dict[str, Any]:
+        result = self.judge(state.model, batches, predictions=predictions, asked=asked).facts()
         record = {"step": step, **result}
         if self.leader:
             writer = JsonLines(self.folder.evaluations, keep=step - 1)
             writer(record)
             writer.close()
+        if self.tracking is not None:
+            self.tracking.evaluated(record)
         say(f"held-out at step {step}: {result['bits_per_byte']:.4f} bits per byte, loss {result['loss']:.4f}")
         return result
 
-    def _stopped(self, outcome: Outcome, saved: bool) -> int:
+    def _evaluate_between_steps(self, step: int, state: TrainState[Any], say: Say) -> None:
+        """Raises Interrupted after a signal; all processes give up before the same batch."""
+        try:
+            self._evaluate(step, state, self.run_config.train.eval_batches, say, asked=self.stop.agreed)
+        except Interrupted:
+            say(f"the evaluation at step {step} is given up")
+            raise
+
+    def _stopped(self, outcome: Outcome, saved: bool, asked: int | None) -> int:
+        if outcome.reason != "nonfinite":
+            assert asked is not None
+            self.say(f"stopped by signal {asked}; {self.stop.kept}")
+            return 128 + asked
         where = f"state after step {outcome.step} saved" if saved else "nothing saved: checkpoint.enabled is false"
-        if outcome.reason == "signal":
-            assert outcome.signal is not None
-            self.say(f"stopped by signal {outcome.signal}; {where}. Resume: {self._resume()}")
-            return 128 + outcome.signal
         named = ", ".join(outcome.tensors) or "the gradient norm"
         self.say(f"stopped: step {outcome.step + 1} is not finite in {named}; {where} (the last good one).")
         self.say(f"Look at its batch: {self.again} data show {self.folder.config} --step {outcome.step}")
         return STOPPED
 
     def _resume(self) -> str:
-        job, quote = self.setup.job, shlex.quote
-        several = (
-            f" --coordinator {job.coordinator} --processes {job.processes} --process I" if job.processes > 1 else ""
-        )
-        config, path = quote(str(self.folder.config)), quote(str(self.folder.path))
-        return f"{self.again} train {config} --run-dir {path}{several}"
+        return resume_command(self.setup)
 
     def finish(self, outcome: Outcome, seconds: dict[str, float]) -> int:
         run, folder, say = self.run_config, self.folder, self.say
-        result = self._evaluate(outcome.step, outcome.state, 0, lambda text: None)
+        result = self._evaluate(outcome.step, outcome.state, 0, lambda text: None, predictions=True)
         gzip = gzip_bits_per_byte(self.corpus, self.judge.split) if self.leader else 0.0
         say(
             f"trained {outcome.step} steps in {seconds_as_text(seconds['train_seconds'])}\n"
@@ -324,7 +369,8 @@ class _Training:
                 "date": time.strftime("%Y-%m-%d"),
             }
             write_json(folder.summary, summary)
-            plot_runs([folder.path], folder.plot)
+            with room(folder.plot):
+                plot_runs([folder.path], folder.plot)
         path = shlex.quote(str(folder.path))
         say(
             f"run directory: {folder.path} (config.yaml plan.json metrics.jsonl summary.json loss.png checkpoints/)\n"
@@ -332,4 +378,4 @@ class _Training:
             f"  generate  {self.again} generate {path} --prompt {shlex.quote(run.sample.prompt or '')}\n"
             f"  evaluate  {self.again} eval {path}"
         )
-        return DONE if self.stop.received is None else 128 + self.stop.received
+        return DONE

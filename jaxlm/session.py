@@ -66,13 +66,24 @@ class Numerics:
     kernel: Kernel
 
 
-def numerics(model: ModelConfig, platform: str) -> Numerics:
-    """Raises ConfigError when the configured kernel cannot run; it is never replaced silently."""
+def numerics(model: ModelConfig, platform: str, *, elsewhere: bool = False) -> Numerics:
+    """Raises ConfigError when the configured kernel cannot run; it is never replaced silently.
+
+    `elsewhere`: on a machine other than this one, whose GPU is not known here.
+    """
     dtype = model.dtype if model.dtype != "auto" else ("float32" if platform == "cpu" else "bfloat16")
     try:
-        return Numerics(platform, dtype, choose_kernel(model, platform, dtype))
+        return Numerics(platform, dtype, choose_kernel(model, platform, dtype, None if elsewhere else _capability()))
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def _capability() -> tuple[int, int] | None:
+    """The compute capability of this machine's GPU, None where there is none."""
+    if jax.default_backend() != "gpu":
+        return None
+    major, minor = jax.local_devices()[0].compute_capability.split(".")
+    return int(major), int(minor)
 
 
 def workload_of(run: Run, model: ModelConfig, how: Numerics) -> Workload:

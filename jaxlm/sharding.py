@@ -2,7 +2,7 @@
 
 The vocabulary of logical axes:
 
-    parameters    layers vocab position embed heads kv_heads head_dim mlp norm
+    parameters    layers vocab position embed heads kv_heads head_dim mlp norm classes
     activations   batch length, and heads kv_heads mlp vocab of the parameters
 
 Only a Plan says which of them meets which mesh axis (`planners.plan.MESH_AXES`). Rules are static data of the model,
@@ -40,14 +40,17 @@ class Rules:
             raise ValueError(f"axes {names} map to {axes}: a mesh axis may shard one dimension only")
         return P(*(axis if len(axis) > 1 else (axis[0] if axis else None) for axis in axes))
 
+    def here(self, *names: str | None) -> P:
+        """As `spec`, without the mesh axes that are manual here (inside a shard_map)."""
+        return _without(self.spec(*names), set(jax.sharding.get_abstract_mesh().manual_axes))
+
     def __call__(self, x: jax.Array, *names: str | None, name: str | None = None) -> jax.Array:
         """Constrains `x` on the current mesh; `name` makes it a value that a Plan can save, recompute or offload."""
         if len(names) != x.ndim:
             raise ValueError(f"{name or 'tensor'} of shape {x.shape} got {len(names)} axis names {names}")
         mesh = jax.sharding.get_abstract_mesh()
         if not mesh.empty and self.table:
-            spec = _without(self.spec(*names), set(mesh.manual_axes))
-            x = jax.lax.with_sharding_constraint(x, spec)
+            x = jax.lax.with_sharding_constraint(x, self.here(*names))
         return x if name is None else checkpoint_name(x, name)
 
 

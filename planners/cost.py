@@ -43,8 +43,10 @@ class Step:
         width = work.carry.shape[-1]
         product = 2.0 * tokens * width * width / tensor
         flash = "flash" in work.kernel or "cudnn" in work.kernel
-        attention = work.attention_flops * (0.5 if flash else 1.0)
+        attention = work.attention_flops * (0.5 if flash and work.causal else 1.0)
         backward = a.flash_backward if flash else 2.0
+        if work.kernel == "cudnn_segments":
+            backward += 1.0  # its backward pass runs the forward kernel again
 
         def matmuls(flops_per_token: float, pieces: int = 1) -> float:
             flops = times * tokens * flops_per_token / tensor

@@ -31,6 +31,7 @@ class Footprint:
         largest: the largest of the activations.
         logits: the output of the head in the compute dtype.
         head_gradient: float32 sums of the head's gradient over the chunks of the loss, gathered over fsdp.
+        scratch: what the attention kernel needs for one block at a time.
     """
 
     parameters: int
@@ -46,6 +47,7 @@ class Footprint:
     largest: int
     logits: int
     head_gradient: float
+    scratch: int
 
 
 def footprint(workload: Workload, rules: Rules, mesh: Mapping[str, int]) -> Footprint:
@@ -80,6 +82,7 @@ def footprint(workload: Workload, rules: Rules, mesh: Mapping[str, int]) -> Foot
         largest=max(kept, default=0),
         logits=work(workload.logits) * width // BYTES[workload.logits.dtype],
         head_gradient=4.0 * sum(elements(tensor, gathered) for tensor in outside),
+        scratch=sum(work(tensor) for tensor in workload.scratch),
     )
 
 
@@ -117,6 +120,7 @@ def memory(
         "working_gradients": max(step.layer, step.others) if fsdp else 0.0,
         "cast_weights": step.cast_layers if step.casts and remat == "none" else 0,
         "activations": sequences * (kept_inputs + blocks * step.activations),
+        "attention_scratch": sequences * step.scratch,
         "block_transient": sequences * (step.carry + assumptions.block_transient * step.largest),
         "logits": sequences * 2 * step.logits / loss_chunks,
         "head_gradient": step.head_gradient if loss_chunks > 1 else 0.0,

@@ -73,8 +73,10 @@ class Workload:
 
     `activations` are the named values that the backward pass of ONE block keeps when nothing is rematerialised, for
     ONE sequence (the axes `batch` = 1 and `length` = sequence are among them), in the order they are computed; `carry`
-    is the input of a block and `logits` the output of the head, likewise for one sequence. FLOPs are those of a
-    forward pass for one token (2 per multiply-add); `attention_flops` is not halved for causality.
+    is the input of a block and `logits` the output of the head, likewise for one sequence. `scratch` is what the
+    attention kernel needs beside them for one block at a time, for one sequence. FLOPs are those of a forward pass for
+    one token (2 per multiply-add); `attention_flops` counts every pair of positions. Where the model is `causal`, half
+    of the pairs are never needed.
     """
 
     name: str
@@ -91,6 +93,8 @@ class Workload:
     attention_flops: float
     compute_dtype: str
     kernel: str
+    causal: bool = True
+    scratch: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.sequence < 1 or self.layers < 1:
@@ -116,8 +120,11 @@ class Workload:
         return self.batch * self.sequence
 
     def step_flops(self, *, causal: bool) -> float:
-        """FLOPs of forward and backward of one step (no recomputation), attention halved if `causal`."""
-        attention = self.attention_flops * (0.5 if causal else 1.0)
+        """FLOPs of forward and backward of one step (no recomputation).
+
+        With `causal`, attention counts half for a causal model; a bidirectional one needs all of it.
+        """
+        attention = self.attention_flops * (0.5 if causal and self.causal else 1.0)
         return 3.0 * self.tokens * (self.block_flops + self.head_flops + attention)
 
 

@@ -1,12 +1,16 @@
 """Arrays to and from disk through Orbax: the only file of the package that knows it."""
 
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from traceback import walk_tb
 from types import ModuleType
 from typing import Any
 
 import jax
+
+from jaxlm.checkpoints.meeting import PATIENCE, Meetings
 
 _log = logging.getLogger(__name__)
 
@@ -14,9 +18,11 @@ _log = logging.getLogger(__name__)
 class Writer:
     """Writes one state at a time in the background. All processes of a run call it alike."""
 
-    def __init__(self) -> None:
+    def __init__(self, meetings: Meetings) -> None:
         ocp = _orbax()
-        options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+        options = ocp.options.AsyncOptions(
+            timeout_secs=PATIENCE, barrier_sync_fn=meetings, create_directories_asynchronously=False
+        )
         self._checkpointer = ocp.AsyncCheckpointer(_handler(ocp), async_options=options)
         self._save_args = ocp.args.PyTreeSave
 
@@ -52,18 +58,40 @@ def _handler(ocp: ModuleType) -> Any:
 
 
 def _orbax() -> ModuleType:
-    """Orbax, imported when first needed (0.7 s); what it logs goes to our logger at level DEBUG."""
+    """Orbax, imported when first needed (0.7 s); what it says goes to our logger at level DEBUG."""
     import orbax.checkpoint as ocp
 
-    absl = logging.getLogger("absl")
-    if _to_our_log not in absl.filters:
-        absl.addFilter(_to_our_log)
+    for name in ("absl", "asyncio"):
+        logger = logging.getLogger(name)
+        if _to_our_log not in logger.filters:
+            logger.addFilter(_to_our_log)
+    if not isinstance(sys.unraisablehook, _AfterFailure):
+        sys.unraisablehook = _AfterFailure(sys.unraisablehook)
     return ocp
 
 
 def _to_our_log(record: logging.LogRecord) -> bool:
-    """Takes Orbax's own records, and no others, out of the absl log; its failures are raised anyway."""
-    if "/orbax/checkpoint/" not in record.pathname.replace("\\", "/"):
+    """Takes Orbax's own records, and no others, out of the logs of absl and asyncio; its failures are raised anyway.
+
+    Of many writes that fail at once Orbax raises one, and asyncio reports each of the others as never retrieved.
+    """
+    trace = record.exc_info[2] if record.exc_info and record.name == "asyncio" else None
+    files = [record.pathname, *(frame.f_code.co_filename for frame, _ in walk_tb(trace))]
+    if not any("/orbax/checkpoint/" in file.replace("\\", "/") for file in files):
         return True
     _log.debug("orbax: %s", record.getMessage(), exc_info=record.exc_info)
     return False
+
+
+class _AfterFailure:
+    """Writes that end after Orbax has closed the event loop of a failed save find it closed, and Python would print a
+    traceback for each; everything else goes to the hook before."""
+
+    def __init__(self, before: Callable[[Any], Any]):
+        self._before = before
+
+    def __call__(self, unraisable: Any) -> None:
+        if isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed":
+            _log.debug("a write ended after its save had failed")
+            return
+        self._before(unraisable)

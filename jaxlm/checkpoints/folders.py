@@ -39,6 +39,11 @@ class Keep:
         if self.every is not None and self.every < 1:
             raise ValueError(f"every={self.every} must be at least 1, or None to keep none for ever")
 
+    def stay(self, complete: list[int]) -> set[int]:
+        """Which of the complete checkpoints, newest first, stay."""
+        for_ever = (step for step in complete if self.every is not None and step % self.every == 0)
+        return {*complete[: self.last], *for_ever}
+
 
 class Folders:
     """What lies in `directory`; remembers which checkpoints it found damaged and which it has verified."""
@@ -52,6 +57,14 @@ class Folders:
     def steps(self) -> list[int]:
         """Steps with a folder of any kind, newest first."""
         return sorted({step for step, _ in self._entries()}, reverse=True)
+
+    def finished(self, *, undamaged: bool = False) -> list[int]:
+        """Steps with a folder under its final name, so complete when they got it, newest first; on request without
+        those that `good` found damaged."""
+        final = {step for step, path in self._entries() if path.name == str(step)}
+        if undamaged:
+            final = {step for step in final if self._counts(self._directory / str(step))}
+        return sorted(final, reverse=True)
 
     def of(self, step: int) -> list[Path]:
         """The folders of `step` that are there, the newest attempt first."""
@@ -82,6 +95,10 @@ class Folders:
         writing.rename(final)
         manifest.sync_folder(self._directory)
         self._damaged -= {writing, final}
+
+    def discard(self, step: int) -> None:
+        """Deletes what was being put together for `step`, complete or not."""
+        shutil.rmtree(self.writing(step), ignore_errors=True)
 
     def give_up(self, step: int) -> None:
         """Deletes what a save that failed has written; a full disk needs the space. A complete one stays."""
@@ -125,8 +142,7 @@ class Folders:
         What `good` found damaged does not count as a checkpoint, so it never pushes a good one out.
         """
         complete = [step for step in self.steps() if any(self._counts(folder) for folder in self.of(step))]
-        stay = {newest, *complete[: self._keep.last]}
-        stay |= {step for step in complete if self._keep.every is not None and step % self._keep.every == 0}
+        stay = {newest} | self._keep.stay(complete)
         for step in self.steps():
             for folder in self.of(step):
                 if step in complete and step not in stay:

@@ -61,4 +61,5 @@ def match(where: str, tensors: Mapping[str, Any], like: Mapping[str, Any], *, pa
     if differences:
         shown = "\n  ".join(differences[:_SHOWN])
         more = f"\n  and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
-        raise CheckpointError(f"{where} does not fit this model:\n  {shown}{more}")
+        remedy = "use the configuration that it was trained with: config.yaml of its run"
+        raise CheckpointError(f"{where} does not fit this model:\n  {shown}{more}\n{remedy}")

@@ -45,6 +45,15 @@ def first_failed(failed: bool) -> int | None:
     return int(np.flatnonzero(flags)[0]) if flags.any() else None
 
 
+def coordination() -> Any:
+    """JAX's coordination service as this process sees it: keys and values for all, and barriers that can time out."""
+    from jax._src.distributed import global_state  # there is no public name for it; Orbax reaches for it like this too
+
+    if global_state.client is None:
+        raise RuntimeError("jax.distributed.initialize() must come first")
+    return global_state.client
+
+
 def _first_says(text: str) -> str:
     from jax.experimental import multihost_utils
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxlm.checkpoints.errors import CheckpointError
+
 if TYPE_CHECKING:
     from jaxlm.checkpoints.store import Store
 
@@ -20,6 +22,8 @@ class CheckpointConfig:
         every_seconds: save when the last save is this many seconds ago; null: not by time.
         keep_last: how many of the newest checkpoints stay on disk; at least 1.
         keep_every: also keep each checkpoint whose step is a multiple of this, for ever; null: none.
+        path: null: in the run directory; an absolute path: there instead; a URL, as gs://bucket/run or s3://bucket/run
+            (`uv sync --extra cloud`): in the run directory, and each copied there, to be brought back if it is lost.
     """
 
     enabled: bool = True
@@ -27,8 +31,14 @@ class CheckpointConfig:
     every_seconds: float | None = 600.0
     keep_last: int = 2
     keep_every: int | None = None
+    path: str | None = None
 
     def __post_init__(self) -> None:
+        if self.path is not None and "://" not in self.path and not Path(self.path).is_absolute():
+            raise ValueError(
+                f"path={self.path!r} must be absolute, as /other/disk/run, or a URL, as gs://bucket/run: "
+                "a relative one would mean another folder wherever a command is started"
+            )
         for name in ("every_steps", "every_seconds", "keep_every"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -36,11 +46,34 @@ class CheckpointConfig:
         if self.keep_last < 1:
             raise ValueError(f"keep_last={self.keep_last} must be at least 1: a run resumes from one")
 
+    def require(self) -> None:
+        """Raises CheckpointError when `path` is a folder that cannot be made, or a URL that nothing installed can
+        read; no store is asked anything yet."""
+        if not self.enabled or self.path is None:
+            return
+        if "://" in self.path:
+            from jaxlm.checkpoints.mirror import Mirror
+
+            Mirror(self.path)
+            return
+        try:
+            Path(self.path).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"checkpoint.path={self.path} cannot be made: {error.strerror}") from error
+
     def build(self, directory: Path) -> "Store":
-        """The store of these checkpoints in `directory`; nothing is written before the first save."""
+        """The store of these checkpoints in `directory`, or where `path` says; writes nothing before the first save.
+
+        Raises:
+            CheckpointError: `path` is a URL that nothing installed can read.
+        """
+        from jaxlm.checkpoints.mirror import Mirror
         from jaxlm.checkpoints.store import Keep, Store
 
-        return Store(directory, Keep(last=self.keep_last, every=self.keep_every), enabled=self.enabled)
+        mirror = Mirror(self.path) if self.path is not None and "://" in self.path else None
+        directory = Path(self.path) if self.path is not None and mirror is None else directory
+        keep = Keep(last=self.keep_last, every=self.keep_every)
+        return Store(directory, keep, enabled=self.enabled, mirror=mirror)
 
 
 class Schedule:

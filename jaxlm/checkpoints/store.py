@@ -6,6 +6,7 @@ tensors are, and a digest of each file.
 """
 
 import json
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,9 +19,13 @@ import jax.numpy as jnp
 from jaxlm.checkpoints import arrays, layout, manifest
 from jaxlm.checkpoints.errors import CheckpointError
 from jaxlm.checkpoints.folders import Folders, Keep
+from jaxlm.checkpoints.meeting import Meetings
+from jaxlm.checkpoints.mirror import Mirror
 from jaxlm.checkpoints.processes import first_does, first_failed
+from jaxlm.files import DiskFull, free
 
 _KEEP = Keep()
+_FULL = ("No space left", "quota exceeded", "File too large")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +46,22 @@ class Store:
         directory: where the checkpoints lie; made by the first save.
         keep: which of them stay.
         enabled: with False `save` does nothing at all.
+        mirror: where each checkpoint is copied once it is complete, and brought back from where it is missing.
 
     Attributes:
         saved: the step last given to `save` and not known to have failed, None before.
     """
 
-    def __init__(self, directory: Path, keep: Keep = _KEEP, *, enabled: bool = True):
+    def __init__(self, directory: Path, keep: Keep = _KEEP, *, enabled: bool = True, mirror: Mirror | None = None):
         self.directory = Path(directory).absolute()
         self.saved: int | None = None
         self._enabled = enabled
         self._writer: arrays.Writer | None = None
         self._thread: threading.Thread | None = None
         self._failure: CheckpointError | None = None
+        self._meetings = Meetings()
+        self._mirror = mirror
+        self._keep = keep
         self._folders = Folders(self.directory, keep)
 
     def save(
@@ -82,11 +91,17 @@ class Store:
         self.wait()
         try:
             first_does(lambda: self._folders.make_room(step))
-            self._writer = self._writer or arrays.Writer()
+            self._writer = self._writer or arrays.Writer(self._meetings)
+            self._meetings.begin()
             self._writer.start(self._folders.writing(step) / manifest.STATE, state)
         except Exception as error:
             self._writer = None
-            raise self._failed(step, error) from error
+            failure = self._sentence(step, error, tensors)
+            # In a thread: the others may not have come far enough in Orbax to be told.
+            threading.Thread(target=self._meetings.fail, args=(str(failure),), daemon=True).start()
+            if jax.process_count() == 1:
+                self._folders.give_up(step)
+            raise failure from error
         self.saved = step
         self._thread = threading.Thread(
             target=self._finish, args=(self._writer, step, tensors, facts), name="checkpoint"
@@ -131,10 +146,39 @@ class Store:
         def search() -> list[Any]:
             faults: list[str] = []
             steps = (step for step in self._folders.steps() if self._folders.good(step, faults) is not None)
-            return [next(steps, None), [f"{fault}; skipped" for fault in faults]]
+            newest = next(steps, None)
+            for step in self._mirror.steps() if self._mirror else []:
+                if newest is not None and step <= newest:
+                    break
+                if self._bring(step, faults) is not None:
+                    newest = step
+                    break
+            return [newest, [f"{fault}; skipped" for fault in faults]]
 
         step, skipped = first_does(search)
         return Found(step, skipped)
+
+    def begun(self) -> list[int]:
+        """Steps that were saved completely once, whatever has become of them, newest first."""
+        return self._folders.finished()
+
+    def fetch(self, step: int) -> None:
+        """Brings the checkpoint of `step` here if it is only in the mirror.
+
+        Raises:
+            CheckpointError: it is neither here nor there, or it is damaged there.
+        """
+
+        def bring() -> None:
+            faults: list[str] = []
+            if step in self._folders.steps() or self._mirror is None:
+                return
+            if step not in (there := self._mirror.steps()):
+                raise CheckpointError(f"{self._folders.absent(step)}, nor has {self._mirror.url} (there: {there})")
+            if self._bring(step, faults) is None:
+                raise CheckpointError("\n".join(faults))
+
+        first_does(bring)
 
     def names(self, step: int) -> dict[str, tuple[tuple[int, ...], jnp.dtype]]:
         """Shape and dtype of every tensor in the checkpoint of `step`, from its manifest alone.
@@ -172,7 +216,12 @@ class Store:
             faults: list[str] = []
             good = self._folders.good(step, faults)
             if good is None:
-                raise CheckpointError("\n".join(faults) or self._folders.absent(step))
+                others = ", ".join(str(other) for other in self._folders.finished() if other != step) or "none"
+                raise CheckpointError(
+                    "\n".join([*faults, f"choose another step (there: {others}) or restore its files from a backup"])
+                    if faults
+                    else self._folders.absent(step)
+                )
             return [good[0].name, good[1]]
 
         name, body = first_does(verified)
@@ -183,6 +232,22 @@ class Store:
         except Exception as error:
             raise CheckpointError(f"{where} is undamaged but could not be restored: {error}") from error
         return {key: values[key] for key in like}, body["facts"]
+
+    def _bring(self, step: int, faults: list[str]) -> tuple[Path, dict[str, Any]] | None:
+        """The checkpoint of `step` copied here from the mirror if it is good there; if not, `faults` says why."""
+        assert self._mirror is not None
+        try:
+            self._folders.make_room(step)
+            self._mirror.pull(step, self._folders.writing(step))
+            found: list[str] = []
+            if self._folders.good(step, found) is not None:
+                self._folders.finish(step)
+                return self._folders.good(step, faults)
+            raise CheckpointError("; ".join(found))
+        except (CheckpointError, OSError) as error:
+            self._folders.discard(step)
+            faults.append(f"{self._mirror.url}/{step}: {error}")
+            return None
 
     def _join(self) -> None:
         if self._thread is not None:
@@ -197,19 +262,35 @@ class Store:
                 manifest.write(self._folders.writing(step), step, tensors, facts)
                 self._folders.finish(step)
                 self._folders.prune(step)
+                self._copy(step)
         except Exception as error:
-            self._failure = self._failed(step, error)
+            self._failure = self._sentence(step, error, tensors)
             self._failure.__cause__ = error
+            self._meetings.fail(str(self._failure))  # returns when no other process writes any more
+            if jax.process_index() == 0:
+                self._folders.give_up(step)
 
-    def _failed(self, step: int, error: Exception) -> CheckpointError:
-        """Gives back the space of a failed save, and one sentence; tensorstore's reports are long."""
-        if jax.process_index() == 0:
-            self._folders.give_up(step)
+    def _copy(self, step: int) -> None:
+        """Copies to the mirror what is good here and missing there; the same keep rules hold for both."""
+        if self._mirror is None:
+            return
+        try:
+            for other in reversed(self._folders.finished(undamaged=True)):
+                self._mirror.push(self.directory / str(other), other)
+            there = self._mirror.steps()
+            for other in set(there) - self._keep.stay(there) - {step}:
+                self._mirror.drop(other)
+        except CheckpointError as error:
+            raise CheckpointError(f"checkpoint {step} is safe in {self.directory}, but {error}") from error
+
+    def _sentence(self, step: int, error: Exception, tensors: dict[str, Any]) -> CheckpointError:
+        """What failed in one sentence; tensorstore's reports are long."""
         if isinstance(error, CheckpointError):
             return error
         reason = " ".join(str(error).split()) or type(error).__name__
-        if "No space left" in reason or "quota exceeded" in reason:
-            reason = "the disk is full"
+        if isinstance(error, DiskFull) or any(words in reason for words in _FULL):
+            size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.shapes(tensors).values())
+            reason = f"the disk is full (the state is {size:,} bytes, {free(self.directory)})"
         elif len(reason) > 300:
             reason = f"{reason[:100]} ... {reason[-200:]}"
         older = [other for other in self._folders.steps() if other != step]

@@ -1,6 +1,8 @@
 """What a user may say about data and tokenizer."""
 
 import dataclasses
+import math
+import re
 from typing import Literal
 
 STDLIB = "stdlib"
@@ -12,13 +14,14 @@ class DataError(ValueError):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerConfig:
-    """The vocabulary: learned from the training text, or an existing SentencePiece model.
+    """The vocabulary: learned from the training text, or an existing one.
 
     Attributes:
         kind: How pieces are learned: `bpe` (fewer tokens per byte) or `unigram`.
         vocab: Number of token ids, the special and byte tokens included.
         sample_bytes: Bytes of training text from which the pieces are learned.
-        path: An existing SentencePiece model, used as it is; `kind`, `vocab`, `sample_bytes` are then unused.
+        path: An existing SentencePiece model or Hugging Face tokenizer.json, used so that no byte is lost (no space
+            put before a text, no special token read out of it); `kind`, `vocab`, `sample_bytes` are then unused.
     """
 
     kind: Literal["bpe", "unigram"] = "bpe"
@@ -39,23 +42,47 @@ class TokenizerConfig:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One of the texts of a mixture.
+
+    Attributes:
+        path: Whatever `data.path` may be: where the text of this part is.
+        weight: Share of the training rows that come from this part, relative to the weights of the others; where rows
+            are packed, also of the tokens.
+        validation: Held-out text of this part; absent: a share of its own text, as `data.validation_fraction` says.
+    """
+
+    path: str
+    weight: float = 1.0
+    validation: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
     """Where the text is, what is held out, and how documents become rows.
 
     Attributes:
-        path: Folder, glob or file of text or C4-format JSONL (plain or .gz), or `stdlib`: Python's sources.
-        validation: Folder, glob or file of held-out text; absent: a part of `path` is held out.
+        path: Folder, glob, file or URL (gs://, s3://, https://, hf://) of text, C4-format JSONL (both plain, .gz or
+            .zst), Parquet or Hugging Face `datasets`; a TensorFlow data set by name, tfds:NAME/CONFIG:VERSION, or
+            some of its splits, tfds:c4/multilingual[de,fr]; or `stdlib`: Python's sources.
+        mixture: Several texts instead of `path`, by name, each with path, weight and validation of its own:
+            --data.mixture.novels.path DIR --data.mixture.novels.weight 0.7
+        validation: Held-out text, given as in `path`; absent: what the data set itself holds out (its splits, a
+            manifest.csv), else a part of `path`, of a mixture a part of each.
         validation_fraction: Share of the files (JSONL: documents) held out, chosen by a hash of the name.
         sequence: Tokens per row.
         mode: `pack` fills rows with documents one after the other; `truncate`: one document per row, cut.
         minimum_characters: Shorter documents are dropped from training; held-out text is always kept whole.
-        limit_bytes: Stop after this much training text, for quick runs; absent: take all.
+        limit_bytes: Stop after this much training text (of each part of a mixture), for quick runs; absent: take
+            all. What is held out does not depend on it: where documents are held out one by one, all of them are
+            read, which `data.validation` spares.
         corrupt_share: Stop when more than this share of the documents is not UTF-8 or not JSON.
         cache: Folder for prepared tokens; absent: ~/.cache/jaxlm/data.
         tokenizer: How text becomes tokens.
     """
 
     path: str = STDLIB
+    mixture: dict[str, Part] = dataclasses.field(default_factory=dict)
     validation: str | None = None
     validation_fraction: float = 0.02
     sequence: int = 512
@@ -69,6 +96,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.path:
             raise DataError("data.path is empty: give a folder, a glob, a file, or the word stdlib")
+        self._check_mixture()
         if not 0 <= self.validation_fraction < 1:
             raise DataError(f"data.validation_fraction={self.validation_fraction} must be at least 0 and below 1")
         if self.sequence < 2:
@@ -81,3 +109,24 @@ class DataConfig:
             raise DataError(f"data.limit_bytes={self.limit_bytes} must be at least 1, or absent")
         if not 0 <= self.corrupt_share <= 1:
             raise DataError(f"data.corrupt_share={self.corrupt_share} must be between 0 and 1")
+
+    def _check_mixture(self) -> None:
+        if self.mixture and self.path != STDLIB:
+            raise DataError(
+                f"data.path={self.path} and data.mixture ({', '.join(self.mixture)}) are both given, and one takes the "
+                f"other's place; make that text a part (--data.mixture.NAME.path {self.path}), or leave it out "
+                f"(--data.path {STDLIB}, the default)"
+            )
+        for name, part in self.mixture.items():
+            key = f"data.mixture.{name}"
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                raise DataError(f"{key}: {name!r} is no name for a part; use letters, digits, _ and -")
+            if not part.path:
+                raise DataError(f"{key}.path is empty: give a folder, a glob, a file, or the word stdlib")
+            if not (part.weight > 0 and math.isfinite(part.weight)):
+                raise DataError(f"{key}.weight={part.weight} must be above 0; to train without {name}, leave it out")
+            if part.validation is not None and self.validation is not None:
+                raise DataError(
+                    f"{key}.validation={part.validation} and data.validation={self.validation} are both given: the "
+                    "first holds out text of this part, the second is held out instead of text of the parts; keep one"
+                )

@@ -13,7 +13,7 @@ Rows = dict[str, np.ndarray]
 class Source(Protocol):
     """Rows `[start:stop)` of batch `index`; each value is [rows, length]."""
 
-    def fetch(self, index: int, start: int, stop: int) -> Rows: ...
+    def fetch(self, index: int, start: int, stop: int, /) -> Rows: ...
 
 
 class Feed:

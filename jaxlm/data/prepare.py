@@ -18,43 +18,27 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.data.config import DataConfig, DataError, TokenizerConfig
-from jaxlm.data.corpus import (
-    EXAMPLES,
-    INDEX,
-    MODEL,
-    Corpus,
-    Report,
-    open_corpus,
-    read_index,
-)
+from jaxlm.data.corpus import EXAMPLES, INDEX, MODEL, Corpus, Report, open_corpus, read_index, split_of
+from jaxlm.data.mixture import shares
+from jaxlm.data.parts import WHOLE, Parts, find_parts, origin
 from jaxlm.data.progress import Progress, silent
+from jaxlm.data.sample import sample
 from jaxlm.data.shards import ShardWriter, finished
-from jaxlm.data.sources import (
-    BY_DOCUMENT,
-    BY_TAIL,
-    TEST,
-    TEXT,
-    TRAIN,
-    VALID,
-    Corrupt,
-    Source,
-    find_sources,
-    read,
-    stable_hash,
-)
+from jaxlm.data.sources import BY_DOCUMENT, TEST, TEXT, TRAIN, VALID, Corrupt, Source, find_sources, read
 from jaxlm.data.tokenizer import Tokenizer
-from jaxlm.files import user_cache, write_whole
+from jaxlm.files import DiskFull, room, user_cache, write_whole
 
-FORMAT = 1  # raised when the same text would give other files
+FORMAT = 2  # raised when the same text would give other files
 SHARD_BYTES = 128 << 20  # text per shard: what an interruption may cost
 LONGEST_CHARACTER = 4  # bytes in UTF-8
 BATCH_BYTES = 4 << 20  # text encoded at a time, shared among the cores
+SKIPPED = 10_000  # documents read past the limit between two words about it
 
 
 def prepare(config: DataConfig, progress: Progress = silent, *, shard_bytes: int = SHARD_BYTES) -> Corpus:
     """The corpus a config describes, from the cache where it has been prepared before."""
-    sources, binary = find_sources(config)
-    return _prepare(config, sources, binary, progress, shard_bytes)
+    parts, binary = find_parts(config)
+    return _prepare(config, parts, binary, progress, shard_bytes)
 
 
 def prepare_text(
@@ -64,6 +48,7 @@ def prepare_text(
     config = dataclasses.replace(
         config,
         path=path,
+        mixture={},
         validation=None,
         validation_fraction=0.0,
         minimum_characters=0,
@@ -72,26 +57,30 @@ def prepare_text(
     )
     sources, binary = find_sources(config)
     sources = [dataclasses.replace(source, split=TEXT) for source in sources]
-    return _prepare(config, sources, binary, progress, SHARD_BYTES)
+    return _prepare(config, {WHOLE: sources}, binary, progress, SHARD_BYTES)
 
 
-def _prepare(
-    config: DataConfig, sources: list[Source], binary: list[str], progress: Progress, shard_bytes: int
-) -> Corpus:
-    folder = corpus_folder(config, sources)
+def _prepare(config: DataConfig, parts: Parts, binary: list[str], progress: Progress, shard_bytes: int) -> Corpus:
+    folder = corpus_folder(config, parts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"data.cache: {folder} cannot be made: {error.strerror}") from error
-    with _alone(folder, progress):
-        if (index := read_index(folder)) is None:
-            _remove_unfinished(folder)
-            tokenizer = _tokenizer(folder, config, sources, progress)
-            shards = _encode(folder, config, sources, tokenizer, progress, shard_bytes)
-            index = _index(config, sources, binary, tokenizer, shards)
-            write_whole(folder / INDEX, json.dumps(index, indent=1).encode())
+    try:
+        with room(folder), _alone(folder, progress):
+            if (index := read_index(folder)) is None:
+                _remove_unfinished(folder)
+                tokenizer = _tokenizer(folder, config, parts, progress)
+                shards = _encode(folder, config, parts, tokenizer, progress, shard_bytes)
+                index = _index(config, parts, binary, tokenizer, shards)
+                write_whole(folder / INDEX, json.dumps(index, indent=1).encode())
+    except DiskFull as error:
+        raise DataError(
+            f"data.cache: {error}. Make room there and start again, which goes on after the last whole shard, "
+            "or name another disk in data.cache"
+        ) from error
     report = index["report"]
-    read_well = sum(report["documents"].values()) + report["dropped"]
+    read_well = sum(report["documents"].values()) + report["dropped"] + report["beyond_limit"]
     _check_corrupt(config, report["corrupt"], read_well, report["corrupt_examples"])
     return open_corpus(folder)
 
@@ -101,18 +90,24 @@ def cache_folder(config: DataConfig) -> Path:
     return user_cache("data") if config.cache is None else Path(config.cache).expanduser()
 
 
-def corpus_folder(config: DataConfig, sources: list[Source]) -> Path:
-    """One folder per thing that would change the tokens; how rows are cut from them is not among these."""
+def corpus_folder(config: DataConfig, parts: Parts) -> Path:
+    """One folder per thing that would change the tokens; how rows are cut from them is not among these, nor are the
+    weights of a mixture unless its tokenizer is learned."""
     relevant = dataclasses.asdict(config)
-    for key in ("sequence", "mode", "cache", "corrupt_share"):
+    for key in ("sequence", "mode", "cache", "corrupt_share", "mixture"):
         del relevant[key]
+    if config.mixture and config.tokenizer.path is None:
+        weights = {name: part.weight for name, part in sorted(config.mixture.items())}
+        relevant["shares"] = {name: str(share) for name, share in shares(weights).items()}
+    library = "sentencepiece"
     if config.tokenizer.path is not None:
-        relevant["tokenizer"] = Tokenizer.load(config.tokenizer.path).digest
+        tokenizer = Tokenizer.load(config.tokenizer.path)
+        relevant["tokenizer"], library = tokenizer.digest, tokenizer.library
     facts = {
         "format": FORMAT,
-        "sentencepiece": importlib.metadata.version("sentencepiece"),
+        library: importlib.metadata.version(library),
         "config": relevant,
-        "sources": [dataclasses.astuple(source) for source in sources],
+        "sources": [(part, dataclasses.astuple(source)) for part, sources in parts.items() for source in sources],
     }
     return cache_folder(config) / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
@@ -120,17 +115,19 @@ def corpus_folder(config: DataConfig, sources: list[Source]) -> Path:
 # Tokenizer
 
 
-def _tokenizer(folder: Path, config: DataConfig, sources: list[Source], progress: Progress) -> Tokenizer:
+def _tokenizer(folder: Path, config: DataConfig, parts: Parts, progress: Progress) -> Tokenizer:
     path = folder / MODEL
     if path.is_file():
         return Tokenizer.load(path)
     if config.tokenizer.path is not None:
         tokenizer = Tokenizer.load(config.tokenizer.path)
     else:
-        texts = list(sample(config, sources, progress))
+        samples = sample(config, parts, progress)
+        for part, texts in samples.items():
+            if not texts:
+                raise _no_text(config, part, parts[part])
+        texts = list(itertools.chain.from_iterable(samples.values()))
         size = sum(len(text) for text in texts)
-        if not texts:
-            raise _no_text(config, sources)
         stage = f"learning {config.tokenizer.vocab:,} tokens ({config.tokenizer.kind})"
         progress(stage, 0, size)
         tokenizer = Tokenizer.train(texts, config.tokenizer)
@@ -139,101 +136,59 @@ def _tokenizer(folder: Path, config: DataConfig, sources: list[Source], progress
     return tokenizer
 
 
-def sample(config: DataConfig, sources: list[Source], progress: Progress = silent) -> Iterator[str]:
-    """Training text to learn from, about `sample_bytes` of it, taken evenly from files in the order of their
-    hashes.
-
-    A file gives at most its share: a long text gives parts from all over it, a JSONL file documents chosen by
-    hash from as much of its beginning as needed (so that no more than eight times the share is read).
-    """
-    wanted = config.tokenizer.sample_bytes
-    if config.limit_bytes is not None:
-        wanted = min(wanted, config.limit_bytes)
-    files = [source for source in sources if source.split in (TRAIN, BY_DOCUMENT, BY_TAIL)]
-    share = max(wanted // max(min(len(files), 64), 1), 1)
-    size, taken = min(wanted, sum(source.bytes for source in files)), 0
-    for source in files:
-        if taken >= wanted:
-            break
-        left = min(share, wanted - taken)
-        growth = 3 if source.gzipped else 1
-        keep = max(left / max(source.bytes * growth, 1), 1 / 8)
-        for number, item in enumerate(read(source, config.validation_fraction)):
-            if isinstance(item, Corrupt) or item.split != TRAIN or len(item.text) < config.minimum_characters:
-                continue
-            if source.jsonl and stable_hash(f"sample {source.name}:{number}") >= keep:
-                continue
-            for text in _thinned(item.text, left):
-                yield text
-                left -= len(text)
-                taken += len(text)
-            if left <= 0:
-                break
-        progress("reading for the tokenizer", min(taken, size), size)
-    progress("reading for the tokenizer", size, size)
-
-
-def _thinned(text: str, size: int, part: int = 4096) -> list[str]:
-    """At most about `size` characters of a text, as evenly spaced parts cut at line ends if there are any."""
-    if len(text) <= size:
-        return [text]
-    count = max(size // part, 1)
-    parts = []
-    for number in range(count):
-        start = number * len(text) // count
-        line = text.find("\n", start, start + part) if start else 0
-        start = line if line >= 0 else start
-        parts.append(text[start : start + min(part, size)])
-    return parts
-
-
 # Shards
 
 
 def _encode(
     folder: Path,
     config: DataConfig,
-    sources: list[Source],
+    parts: Parts,
     tokenizer: Tokenizer,
     progress: Progress,
     shard_bytes: int,
 ) -> list[dict[str, Any]]:
     """Writes the shards that are missing and returns the entries of all."""
     shards = finished(folder)
-    here = shards[-1]["next"] if shards else {"file": 0, "item": 0, "train_bytes": 0}
+    files = [(part, source) for part, sources in parts.items() for source in sources]
+    here = shards[-1]["next"] if shards else {"file": 0, "item": 0, "train_bytes": {}}
     limit = config.limit_bytes or sys.maxsize
-    begins = [0, *itertools.accumulate(source.bytes for source in sources)]
+    begins = [0, *itertools.accumulate(source.bytes for _, source in files)]
     total, position = begins[-1], 0
     writer = ShardWriter(tokenizer)
-    train_bytes = here["train_bytes"]
+    train_bytes = dict.fromkeys(parts, 0) | here["train_bytes"]
     seen = corrupt = before = 0
 
     def tell(bytes_read: int) -> None:
         nonlocal position
         position = before + bytes_read
 
-    for file in range(here["file"], len(sources)):
-        full = limit - train_bytes < LONGEST_CHARACTER
-        if full and sources[file].split in (TRAIN, BY_DOCUMENT):
-            break
+    for file in range(here["file"], len(files)):
+        part, source = files[file]
+        if limit - train_bytes[part] < LONGEST_CHARACTER and source.split == TRAIN:
+            continue
         before = position = begins[file]
-        for number, item in enumerate(read(sources[file], config.validation_fraction, tell)):
+        for number, item in enumerate(read(source, config.validation_fraction, tell)):
             if file == here["file"] and number < here["item"]:
                 continue
             seen += 1
+            left = limit - train_bytes[part]
             if isinstance(item, Corrupt):
                 corrupt += 1
                 writer.skip(item)
                 if seen >= 1000:
                     _check_corrupt(config, corrupt, seen - corrupt, writer.facts["corrupt_examples"])
             elif item.split != TRAIN:
-                writer.add(item.split, item.text)
+                writer.add(split_of(item.split, part), item.text)
+            elif left < LONGEST_CHARACTER:
+                if source.split != BY_DOCUMENT:
+                    break
+                writer.facts["beyond"] += 1
+                if writer.facts["beyond"] % SKIPPED == 0:
+                    progress("data.limit_bytes is reached; reading on for what is held out", position, total)
             elif len(item.text) < config.minimum_characters:
                 writer.facts["dropped"] += 1
-            elif limit - train_bytes >= LONGEST_CHARACTER:
-                train_bytes += writer.add(TRAIN, _first_bytes(item.text, limit - train_bytes))
             else:
-                break
+                train_bytes[part] += writer.add(split_of(TRAIN, part), _first_bytes(item.text, left))
             if writer.waiting >= BATCH_BYTES or writer.bytes >= shard_bytes:
                 writer.encode()
                 progress("encoding", min(position, total), total)
@@ -241,7 +196,7 @@ def _encode(
                 following = {"file": file, "item": number + 1, "train_bytes": train_bytes}
                 shards.append(writer.write(folder, len(shards), following))
                 progress("encoding", min(position, total), total)
-    following = {"file": len(sources), "item": 0, "train_bytes": train_bytes}
+    following = {"file": len(files), "item": 0, "train_bytes": train_bytes}
     if not writer.empty:
         writer.encode()
         shards.append(writer.write(folder, len(shards), following))
@@ -259,7 +214,7 @@ def _first_bytes(text: str, size: int) -> str:
 
 def _index(
     config: DataConfig,
-    sources: list[Source],
+    parts: Parts,
     binary: list[str],
     tokenizer: Tokenizer,
     shards: list[dict[str, Any]],
@@ -269,11 +224,13 @@ def _index(
         for split, facts in entry["splits"].items():
             for what, count in totals.items():
                 count[split] = count.get(split, 0) + facts[what]
-    dropped = sum(entry["dropped"] for entry in shards)
+    sources = [source for each in parts.values() for source in each]
+    dropped, beyond = (sum(entry[what] for entry in shards) for what in ("dropped", "beyond"))
     examples = [example for entry in shards for example in entry["corrupt_examples"]][:EXAMPLES]
     report = Report(
         files=len(sources),
         dropped=dropped,
+        beyond_limit=beyond,
         corrupt=sum(entry["corrupt"] for entry in shards),
         corrupt_examples=tuple(examples),
         binary_files=tuple(binary[:EXAMPLES]),
@@ -281,11 +238,12 @@ def _index(
         **totals,
     )
     documents = report.documents
-    _check_corrupt(config, report.corrupt, sum(documents.values()) + dropped, examples)
+    _check_corrupt(config, report.corrupt, sum(documents.values()) + dropped + beyond, examples)
     if not documents:
-        raise _no_text(config, sources)
+        part = next(iter(parts))
+        raise _no_text(config, part, parts[part])
     if TEXT not in documents:
-        _check_splits(config, documents, sources)
+        _check_splits(config, documents, parts)
     content = [[(split, each["sha256"]) for split, each in entry["splits"].items()] for entry in shards]
     content = [tokenizer.digest, *content]
     return {
@@ -296,13 +254,15 @@ def _index(
     }
 
 
-def _check_splits(config: DataConfig, documents: Mapping[str, int], sources: list[Source]) -> None:
-    if TRAIN not in documents:
-        raise _no_text(config, sources)
-    wanted = config.validation is not None or config.validation_fraction > 0
-    if wanted and not (VALID in documents or TEST in documents):
+def _check_splits(config: DataConfig, documents: Mapping[str, int], parts: Parts) -> None:
+    for part in config.mixture or (WHOLE,):
+        if split_of(TRAIN, part) not in documents:
+            raise _no_text(config, part, parts[part])
+    given = config.validation is not None or any(part.validation is not None for part in config.mixture.values())
+    if (given or config.validation_fraction > 0) and all(split.startswith(TRAIN) for split in documents):
+        origins = " and ".join(origin(config, part) for part in config.mixture or (WHOLE,))
         raise DataError(
-            f"data.path={config.path} gives nothing to hold out: {documents[TRAIN]:,} documents at "
+            f"{origins} gives nothing to hold out: {sum(documents.values()):,} documents at "
             f"data.validation_fraction={config.validation_fraction}; raise it, or give data.validation"
         )
 
@@ -316,8 +276,8 @@ def _check_corrupt(config: DataConfig, corrupt: int, read_well: int, examples: l
         )
 
 
-def _no_text(config: DataConfig, sources: list[Source]) -> DataError:
-    """Why there is nothing to train on, found by reading all of it once more."""
+def _no_text(config: DataConfig, part: str, sources: list[Source]) -> DataError:
+    """Why there is nothing to train on, found by reading all of the part once more."""
     short, examples = 0, []
     for source in sources:
         for item in read(source, config.validation_fraction):
@@ -325,14 +285,15 @@ def _no_text(config: DataConfig, sources: list[Source]) -> DataError:
                 examples.append(f"{item.where}: {item.why}")
             elif item.split == TRAIN:
                 short += 1
+    text = origin(config, part)
     if examples:
-        return DataError(f"data.path={config.path}: all text is corrupt: {'; '.join(examples[:3])}")
+        return DataError(f"{text}: all text is corrupt: {'; '.join(examples[:3])}")
     if short:
         return DataError(
-            f"data.path={config.path} holds nothing to train on: {short:,} documents, all shorter than "
+            f"{text} holds nothing to train on: {short:,} documents, all shorter than "
             f"data.minimum_characters={config.minimum_characters}"
         )
-    return DataError(f"data.path={config.path} holds no text: {len(sources):,} files without a document")
+    return DataError(f"{text} holds no text: {len(sources):,} files without a document")
 
 
 # Files

@@ -22,7 +22,7 @@ class ShardWriter:
 
     def _clear(self) -> None:
         self.bytes = self.waiting = 0
-        self.facts: dict[str, Any] = {"dropped": 0, "corrupt": 0, "corrupt_examples": []}
+        self.facts: dict[str, Any] = {"dropped": 0, "beyond": 0, "corrupt": 0, "corrupt_examples": []}
         self._texts: list[tuple[str, str]] = []
         self._tokens: dict[str, list[np.ndarray]] = {}
         self._lengths: dict[str, list[int]] = {}
@@ -30,7 +30,7 @@ class ShardWriter:
 
     @property
     def empty(self) -> bool:
-        return not (self._texts or self._sizes or self.facts["dropped"] or self.facts["corrupt"])
+        return not (self._texts or self._sizes or any(self.facts.values()))
 
     def add(self, split: str, text: str) -> int:
         """Takes a document and says how many bytes it has."""
@@ -56,7 +56,7 @@ class ShardWriter:
             self._lengths.setdefault(split, []).append(len(ids) + 2)
         self._texts, self.waiting = [], 0
 
-    def write(self, folder: Path, number: int, following: dict[str, int]) -> dict[str, Any]:
+    def write(self, folder: Path, number: int, following: dict[str, Any]) -> dict[str, Any]:
         """Writes the shard, its entry last, and starts an empty one; `following` is where the next begins."""
         entry = self.facts | {"splits": {}, "next": following}
         for split, parts in self._tokens.items():

@@ -11,12 +11,14 @@ def show(corpus: Corpus, loader: Loader, step: int, *, rows: int = 4, characters
     counted = int(batch["weights"].sum())
     lines = [
         f"step {step}: {size} rows x {sequence} tokens, {counted:,} targets count "
-        f"({counted / (size * sequence):.1%}), epoch {step * loader.batch // loader.rows_per_epoch}"
+        f"({counted / (size * sequence):.1%}), hash {loader.fingerprint(step)}"
     ]
-    numbers = loader.rows(step)
+    sizes = {part.name: len(part.rows) for part in loader.parts}
     for row in range(min(rows, size)):
         segments = batch["segments"][row]
-        lines.append(f"\nplace {row}, row {numbers[row]:,} of {loader.rows_per_epoch:,}")
+        place = loader.place(step, row)
+        part = f"{place.part}, " if loader.mixed else ""
+        lines.append(f"\nplace {row}: {part}row {place.row:,} of {sizes[place.part]:,}, epoch {place.epoch}")
         for segment in range(1, int(segments.max()) + 1):
             ids = batch["tokens"][row][segments == segment].tolist()
             begins = "BOS " if ids[0] == corpus.tokenizer.bos else "... "

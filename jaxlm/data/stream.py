@@ -20,13 +20,13 @@ class Shard:
 class TokenStream:
     """The documents of one split as if they were one long array.
 
-    `documents` and `bytes` count what is in it (bytes of the original UTF-8 text), `dropped` the documents
-    that were too short to be in it; `len(stream)` is the number of tokens.
+    `documents` and `bytes` count what is in it (bytes of the original UTF-8 text); `len(stream)` is the number
+    of tokens.
     """
 
-    def __init__(self, shards: Sequence[Shard], *, pad: int, name: str = "train", dropped: int = 0):
+    def __init__(self, shards: Sequence[Shard], *, pad: int, name: str = "train"):
         self.shards = [shard for shard in shards if len(shard.bytes)]
-        self.pad, self.name, self.dropped = pad, name, dropped
+        self.pad, self.name = pad, name
         self._token_starts = np.cumsum([0, *(len(shard.tokens) for shard in self.shards)]).tolist()
         self._document_starts = np.cumsum([0, *(len(shard.bytes) for shard in self.shards)]).tolist()
 

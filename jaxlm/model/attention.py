@@ -11,21 +11,28 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jaxlm.model import packed_attention
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.norm import RMSNorm
 from jaxlm.model.ops import project
 from jaxlm.model.param import constant, param
 from jaxlm.sharding import Rules
 
-Kernel = Literal["xla", "cudnn"]
+Kernel = Literal["xla", "cudnn", "cudnn_segments"]
+"""`cudnn` keeps the documents of a packed row apart by a mask, `cudnn_segments` by their offsets."""
+
+SEGMENTS_BY_DEFAULT = False
+"""Whether `auto` takes `cudnn_segments` where it can. It has been compiled for H100 and its arithmetic checked, but it
+has never run on one: set this to True once `pytest -m gpu tests/gpu/test_segments_on_gpu.py` has passed there."""
 
 FUSED_CALL = "__cudnn$fmha"
 """What a fused cuDNN attention is called in the optimized HLO."""
 
 
-def choose_kernel(config: ModelConfig, platform: str, dtype: str) -> Kernel:
+def choose_kernel(config: ModelConfig, platform: str, dtype: str, capability: tuple[int, int] | None = None) -> Kernel:
     """The attention kernel for a platform; ValueError where the configured one cannot run.
 
+    `capability` is the GPU's compute capability; None where it is not known, as when planning for another machine.
     cuDNN limits: half precision, head_dim a multiple of 8 and at most 256 on Hopper, 128 before
     (jax/_src/cudnn/fused_attention_stablehlo.py).
     """
@@ -39,17 +46,31 @@ def choose_kernel(config: ModelConfig, platform: str, dtype: str) -> Kernel:
         problems.append(f"head_dim={config.per_head} is not a multiple of 8 up to 256")
     if config.attention == "xla" or (config.attention == "auto" and not on_gpu):
         return "xla"
-    if not problems:
-        return "cudnn"
-    raise ValueError(
-        f"model.attention={config.attention} means cuDNN flash attention here, but {'; '.join(problems)}. "
-        "Set model.attention=xla to accept the slower kernel."
-    )
+    if config.attention == "segments" and (found := problems + packed_attention.obstacles(capability)):
+        raise ValueError(
+            f"model.attention=segments means cuDNN flash attention by segment offsets, but {'; '.join(found)}. "
+            f"Set model.attention={'xla' if problems else 'cudnn'} instead."
+        )
+    if problems:
+        raise ValueError(
+            f"model.attention={config.attention} means cuDNN flash attention here, but {'; '.join(problems)}. "
+            "Set model.attention=xla to accept the slower kernel."
+        )
+    by_default = config.attention == "auto" and SEGMENTS_BY_DEFAULT and not packed_attention.obstacles(capability)
+    return "cudnn_segments" if config.attention == "segments" or by_default else "cudnn"
+
+
+def say_kernel(kernel: Kernel, *, packed: bool) -> str:
+    """The kernel in words, and how it keeps the documents of packed rows apart: `cudnn kernel (masked)`."""
+    if kernel == "xla":
+        return "xla kernel"
+    how = {"cudnn": "masked", "cudnn_segments": "segment offsets"}[kernel]
+    return f"cudnn kernel ({how})" if packed else "cudnn kernel"
 
 
 def require_kernel(kernel: Kernel, optimized_hlo: str) -> None:
     """Raises RuntimeError if the compiled step does not hold the fused kernel it was planned with."""
-    if kernel == "cudnn" and FUSED_CALL not in optimized_hlo:
+    if kernel != "xla" and FUSED_CALL not in optimized_hlo:
         raise RuntimeError(f"planned with cuDNN flash attention, but the compiled step has no {FUSED_CALL} call")
 
 
@@ -109,10 +130,17 @@ class Attention(nnx.Module):
     def __call__(
         self, x_BTD: Float[Array, "B T D"], positions_BT: Int[Array, "B T"], segments_BT: Int[Array, "B T"] | None
     ) -> Float[Array, "B T D"]:
+        """`segments_BT` numbers the documents of a row, 0 for padding. None: each row is one document, to its end, or
+        the model is causal, so that no document sees the padding after it."""
         q, k, v = self.queries_keys_values(x_BTD, positions_BT)
+        causal = self.config.causal
         with jax.named_scope("attention"):
-            mask = None if segments_BT is None else same_document(segments_BT)
-            context = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation=self.kernel)
+            if segments_BT is not None and self.kernel == "cudnn_segments":
+                context = packed_attention.attend(q, k, v, segments_BT, causal=causal, shard=self.shard)
+            else:
+                mask = None if segments_BT is None else same_document(segments_BT)
+                fused = "xla" if self.kernel == "xla" else "cudnn"
+                context = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=fused)
             context = self.shard(context, "batch", "length", "heads", None, name="context")
         return self.output(context)
 

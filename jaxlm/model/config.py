@@ -9,7 +9,7 @@ MODEL_DOC = "https://huggingface.co/docs/transformers/model_doc"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """A decoder-only Transformer.
+    """A Transformer: a decoder (causal), or an encoder that sees both ways.
 
     Attributes:
         preset: published shape to start from (see `jaxlm train --help`); other keys override it.
@@ -26,6 +26,8 @@ class ModelConfig:
         activation: `swiglu` or `gelu`.
         tied: whether the output head is the embedding table.
         bias: whether projections and layer norms carry a bias, as in GPT-2.
+        causal: whether a position sees only itself and what comes before it, as a language model must; false sees its
+            whole document, for classification.
         qk_norm: whether queries and keys are normalised per head.
         rope_theta: base of the rotary frequencies.
         norm_eps: epsilon of the normalisation.
@@ -33,7 +35,9 @@ class ModelConfig:
         z_loss: weight of the squared log-partition penalty in the loss.
         vocab_multiple: the tables are padded to a multiple of this; padded rows never get probability.
         dtype: compute dtype: `auto` is bfloat16 on accelerators and float32 on CPU; weights stay float32.
-        attention: kernel: `auto` is cuDNN flash attention on GPU and XLA elsewhere; never a silent fallback.
+        attention: kernel: `auto` is cuDNN flash attention on GPU and XLA elsewhere; never a silent fallback. cuDNN
+            keeps the documents of packed rows apart by a mask; `segments` does it by their offsets (Hopper GPUs;
+            compiled and checked, but not yet run on one).
     """
 
     preset: str | None = None
@@ -50,6 +54,7 @@ class ModelConfig:
     activation: Literal["swiglu", "gelu"] = "swiglu"
     tied: bool = True
     bias: bool = False
+    causal: bool = True
     qk_norm: bool = False
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
@@ -57,7 +62,7 @@ class ModelConfig:
     z_loss: float = 0.0
     vocab_multiple: int = 128
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    attention: Literal["auto", "xla", "cudnn"] = "auto"
+    attention: Literal["auto", "xla", "cudnn", "segments"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("layers", "embed", "heads", "mlp", "vocab_multiple"):

@@ -13,8 +13,10 @@ import optax
 
 from jaxlm.model.attention import Kernel
 from jaxlm.model.block import Block
+from jaxlm.model.classifier import Classifier
 from jaxlm.model.config import ModelConfig
-from jaxlm.model.transformer import Execution, Transformer
+from jaxlm.model.packed_attention import DOCUMENTS
+from jaxlm.model.transformer import Execution, Transformer, Trunk
 from jaxlm.sharding import Rules
 from jaxlm.tree import named_axes, named_leaves
 from planners.plan import Tensor, Workload
@@ -59,10 +61,20 @@ def describe(
     kernel: Kernel,
     dtype: str,
     packed: bool,
+    classes: int | None = None,
 ) -> Workload:
-    """One training step of this model as the planner sees it. `packed`: rows hold several documents."""
+    """One training step of this model as the planner sees it. `packed`: rows hold several documents.
+
+    With `classes`, of a classifier that many labels wide, which has one output per row instead of one per token.
+    """
     execution = Execution(kernel=kernel, dtype=dtype)
-    model = jax.eval_shape(lambda key: Transformer(config, execution, key=key), jax.random.key(0))
+
+    def make(key: jax.Array) -> Trunk:
+        if classes is None:
+            return Transformer(config, execution, key=key)
+        return Classifier(config, execution, classes=classes, key=key)
+
+    model = jax.eval_shape(make, jax.random.key(0))
     parameters = tensors(model)
     # The planner counts optimizer state by the tensor it belongs to; scalars such as Adam's count weigh nothing.
     optimizer = tuple(t for t in tensors(jax.eval_shape(tx.init, model)) if t.shape)
@@ -74,18 +86,46 @@ def describe(
         optimizer=optimizer,
         activations=_activations(config, kernel, dtype, sequence, packed),
         carry=Tensor(name="carry", shape=(1, sequence, config.embed), dtype=dtype, axes=("batch", "length", "embed")),
-        logits=Tensor(
-            name="logits", shape=(1, sequence, config.padded_vocab), dtype="float32", axes=("batch", "length", "vocab")
-        ),
+        logits=_logits(config, sequence, classes),
         layers=config.layers,
         batch=batch,
         sequence=sequence,
         block_flops=2.0 * block,
-        head_flops=2.0 * config.embed * config.padded_vocab,
+        head_flops=2.0 * config.embed * (config.padded_vocab if classes is None else classes / sequence),
         attention_flops=4.0 * config.layers * width * sequence,
         compute_dtype=dtype,
         kernel=kernel,
+        causal=config.causal,
+        scratch=_scratch(config, kernel, sequence) if packed else (),
     )
+
+
+def _logits(config: ModelConfig, sequence: int, classes: int | None) -> Tensor:
+    """The output of the head for one row."""
+    if classes is not None:
+        return Tensor(name="logits", shape=(1, classes), dtype="float32", axes=("batch", "classes"))
+    shape = (1, sequence, config.padded_vocab)
+    return Tensor(name="logits", shape=shape, dtype="float32", axes=("batch", "length", "vocab"))
+
+
+def _scratch(config: ModelConfig, kernel: Kernel, T: int) -> tuple[Tensor, ...]:
+    """What a fused kernel needs to keep the documents of one packed row apart (seen in steps compiled for H100).
+
+    By mask: a number for each pair of positions, and their gradient, which nobody reads. By offsets: statistics for
+    as many documents as a call takes, and keys and values repeated for each query head, with their gradients.
+    """
+    if kernel == "xla":
+        return ()
+    if kernel == "cudnn":
+        axes = ("batch", None, "length", None)
+        return tuple(Tensor(name=n, shape=(1, 1, T, T), dtype="bfloat16", axes=axes) for n in ("mask", "mask_gradient"))
+    N, K, H = config.heads, config.groups, config.per_head
+    statistics = Tensor(
+        name="statistics", shape=(1, DOCUMENTS, N, T), dtype="float32", axes=("batch", None, "heads", "length")
+    )
+    repeated = ("keys", "values", "keys_gradient", "values_gradient") if K < N else ()
+    axes = ("batch", "length", "heads", None)
+    return (statistics, *(Tensor(name=n, shape=(1, T, N, H), dtype="bfloat16", axes=axes) for n in repeated))
 
 
 def _activations(config: ModelConfig, kernel: Kernel, dtype: str, sequence: int, packed: bool) -> tuple[Tensor, ...]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxlm.decode import ConfigError
 from jaxlm.model.transformer import Transformer
+from jaxlm.sharding import Rules
 
 
 @jax.tree_util.register_dataclass
@@ -119,8 +120,11 @@ def generate(
     """Yields up to `tokens` new tokens after `prompt`, stopping before the token `end`.
 
     `vocab` is the tokenizer's, where the model's is larger: a token that means nothing is never drawn. Raises
-    ValueError for an empty prompt, or one that leaves no room in a learned position table.
+    ValueError for an empty prompt, or one that leaves no room in a learned position table, and ConfigError for a
+    bidirectional model.
     """
+    if not model.config.causal:
+        raise ConfigError("model.causal=false: a bidirectional model cannot generate text, which has no right side yet")
     if not prompt:
         raise ValueError("the prompt is empty; it needs at least one token (the start of a document)")
     length = len(prompt) + tokens
@@ -144,7 +148,7 @@ def generate(
 
 def plain(model: Transformer) -> Transformer:
     """The same weights, run without sharding constraints or rematerialisation."""
-    execution = dataclasses.replace(model.execution, remat=(), kernel="xla")
+    execution = dataclasses.replace(model.execution, shard=Rules(), remat=(), kernel="xla")
     return _with_execution(model, execution)
 
 

@@ -23,8 +23,13 @@ def next_token(
 
     Sums, not means, so that microbatches and replicas with unequal token counts add up exactly (eq. 12 read as the
     token-weighted mean). `batch`: tokens, targets, positions [B, T] int32, weights [B, T] float32, and segments
-    [B, T] int32 where rows hold several documents.
+    [B, T] int32 where rows hold several documents. Raises ValueError for a bidirectional model.
     """
+    if not model.config.causal:
+        raise ValueError(
+            "model.causal=false: a bidirectional model sees the token that it should predict; set model.causal to "
+            "true, or train it with another objective (jaxlm.model.classifier.classify)"
+        )
     x_BTD = model(batch["tokens"], batch["positions"], batch.get("segments"), key)
     with jax.named_scope("loss"):
         head_DV = model.output_weights(x_BTD.dtype)

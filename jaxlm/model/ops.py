@@ -51,7 +51,7 @@ def _index(logits: jax.Array) -> jax.Array:
 
 def project(equation: str, x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """`einsum(equation, x, weight) + bias` in the dtype of x; the bias has the trailing dimensions of the result."""
-    y = _multiply(equation, x, weight.astype(x.dtype))
+    y: jax.Array = _multiply(equation, x, weight.astype(x.dtype))  # pyright: ignore[reportAssignmentType]
     if bias is None:
         return y
     return y + bias.astype(y.dtype).reshape((1,) * (y.ndim - bias.ndim) + bias.shape)

@@ -1,4 +1,4 @@
-"""The decoder-only Transformer: embed, trunk, logits.
+"""The Transformer: a trunk (embed, blocks, norm) that all models share, and the language model on top of it.
 
 Axes: B batch, T position, D embed, V padded vocabulary.
 """
@@ -35,10 +35,12 @@ class Execution:
     loss_chunks: int = 1
 
 
-class Transformer(nnx.Module):
-    """Call `embed`, `trunk` and `logits` in turn; `config.vocab` and `config.positions` must be set.
+class Trunk(nnx.Module):
+    """From tokens to the normalised residual stream: `embed`, then `trunk`, or one call for both.
 
-    Raises ValueError when the rematerialisation segments do not cover every layer.
+    Its tensors are `table`, `places` (learned positions only), `blocks/...` and `norm/...`, whatever is built on it.
+    `config.vocab` and `config.positions` must be set. Raises ValueError when the rematerialisation segments do not
+    cover every layer.
     """
 
     def __init__(self, config: ModelConfig, execution: Execution, *, key: PRNGKeyArray):
@@ -46,7 +48,7 @@ class Transformer(nnx.Module):
             raise ValueError("model.vocab is not set: it comes from the tokenizer or the configuration")
         if execution.remat and sum(s.layers for s in execution.remat) != config.layers:
             raise ValueError(f"remat segments {execution.remat} do not add up to model.layers={config.layers}")
-        D, V, (ke, kp, kb, kh) = config.embed, config.padded_vocab, jax.random.split(key, 4)
+        D, V, (ke, kp, kb, _) = config.embed, config.padded_vocab, jax.random.split(key, 4)
         self.config, self.execution = config, execution
         self.table = param(ke, (V, D), ("vocab", "embed"), std=0.02 if config.tied else 1.0 / math.sqrt(D))
         if config.position == "learned" and config.positions < 1:
@@ -55,7 +57,6 @@ class Transformer(nnx.Module):
         self.places = param(kp, (config.positions, D), ("position", "embed"), std=0.02) if learned else None
         self.blocks = stack(lambda k: Block(config, execution.shard, execution.kernel, key=k), config.layers, kb)
         self.norm = make_norm(config)
-        self.head = None if config.tied else param(kh, (D, V), ("embed", "vocab"), std=1 / math.sqrt(D))
 
     def embed(
         self, tokens_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"], key: PRNGKeyArray | None = None
@@ -74,13 +75,34 @@ class Transformer(nnx.Module):
         segments_BT: Int[Array, "B T"] | None,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "B T D"]:
-        """All blocks and the final norm."""
+        """All blocks and the final norm. `segments_BT` numbers the documents of a row, 0 for padding; without it, a
+        bidirectional model takes every position for one document."""
         keys = None if key is None or not self.config.dropout else jax.random.split(key, self.config.layers)
         segments = self.execution.remat or (Segment(layers=self.config.layers),)
         call = lambda block, x, k: block(x, positions_BT, segments_BT, k)
         with jax.named_scope("blocks"):
             x_BTD = run(self.blocks, x_BTD, call, keys, segments, self.execution.unroll)
         return self.norm(x_BTD)
+
+    def __call__(
+        self,
+        tokens_BT: Int[Array, "B T"],
+        positions_BT: Int[Array, "B T"],
+        segments_BT: Int[Array, "B T"] | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B T D"]:
+        """The normalised residual stream that a head reads."""
+        ke, kt = (None, None) if key is None else jax.random.split(key)
+        return self.trunk(self.embed(tokens_BT, positions_BT, ke), positions_BT, segments_BT, kt)
+
+
+class Transformer(Trunk):
+    """The language model: call `embed`, `trunk` and `logits` in turn."""
+
+    def __init__(self, config: ModelConfig, execution: Execution, *, key: PRNGKeyArray):
+        super().__init__(config, execution, key=key)
+        D, V, kh = config.embed, config.padded_vocab, jax.random.split(key, 4)[3]
+        self.head = None if config.tied else param(kh, (D, V), ("embed", "vocab"), std=1 / math.sqrt(D))
 
     def output_weights(self, dtype: jnp.dtype) -> Float[Array, "D V"]:
         """The output matrix in `dtype`, split over the vocabulary only."""
@@ -102,14 +124,3 @@ class Transformer(nnx.Module):
             logits = project("BTD,DV->BTV", x_BTD, weights_DV)
             logits = self.execution.shard(logits, "batch", "length", "vocab", name="logits").astype(jnp.float32)
             return mask_tail(logits, self.config.vocab)
-
-    def __call__(
-        self,
-        tokens_BT: Int[Array, "B T"],
-        positions_BT: Int[Array, "B T"],
-        segments_BT: Int[Array, "B T"] | None = None,
-        key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B T D"]:
-        """The normalised residual stream that `logits` reads."""
-        ke, kt = (None, None) if key is None else jax.random.split(key)
-        return self.trunk(self.embed(tokens_BT, positions_BT, ke), positions_BT, segments_BT, kt)

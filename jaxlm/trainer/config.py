@@ -15,6 +15,7 @@ class TrainConfig:
         eval_batches: batches per evaluation during training; 0 means the whole split. The last one is always whole.
         eval_batch: sequences per evaluation batch; 0 means as many as one training microbatch.
         tensorboard: whether to write TensorBoard events into the run directory.
+        wandb: project at Weights & Biases that the same records go to, with the extra `tracking`; null sends nothing.
         compilation_cache: whether compiled programs are kept on disk for the next start.
     """
 
@@ -25,6 +26,7 @@ class TrainConfig:
     eval_batches: int = 0
     eval_batch: int = 0
     tensorboard: bool = True
+    wandb: str | None = None
     compilation_cache: bool = True
 
     def __post_init__(self) -> None:
@@ -34,3 +36,5 @@ class TrainConfig:
         for name in ("eval_every", "eval_batches", "eval_batch"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)} must not be negative")
+        if self.wandb == "":
+            raise ValueError("train.wandb='' must be the name of a project, or null")

@@ -10,15 +10,25 @@ from jaxlm.tree import named_leaves
 
 
 class Saving:
-    """Saves the state when the schedule says so, and once more when training ends."""
+    """Saves the state when the schedule says so, and once more when training ends. `report` is called before each
+    save, so that what has been reported reaches as far as any checkpoint from which a run may go on."""
 
-    def __init__(self, store: Store, schedule: Schedule, facts: Mapping[str, Any], enabled: bool):
+    def __init__(
+        self,
+        store: Store,
+        schedule: Schedule,
+        facts: Mapping[str, Any],
+        enabled: bool,
+        report: Callable[[], None] = lambda: None,
+    ):
         self.store, self.schedule, self.facts, self.enabled = store, schedule, dict(facts), enabled
+        self.report = report
 
     def due(self, step: int) -> bool:
         return self.schedule.due(step)
 
     def __call__(self, step: int, state: TrainState[Any]) -> None:
+        self.report()
         self.store.save(step, named_leaves(state), self.facts | {"step": step})
 
     def finally_save(self, step: int, state: TrainState[Any]) -> bool:

@@ -11,8 +11,10 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from jaxlm.data.fingerprint import as_text
 from jaxlm.trainer.state import TrainState
 from jaxlm.trainer.step import Metrics, Step
+from jaxlm.trainer.stop import Interrupted
 
 Scalars = dict[str, float]
 
@@ -46,11 +48,13 @@ class NonFinite(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """One finished step: its number (from 1), its scalars, and the seconds since the step before it ended."""
+    """One finished step: its number (from 1), its scalars, the seconds since the step before it ended, and the hash of
+    its batch."""
 
     step: int
     scalars: Scalars
     seconds: float
+    batch: str = ""
 
 
 def train(
@@ -69,20 +73,25 @@ def train(
     """Runs steps `start` to `steps` (counted from 0). `batches` yields the batch of step `start`, `start + 1`, ...
 
     `stop(step)` returns a signal number to end after that many steps. A step that is not finite leaves model and
-    optimizer untouched (see `make_train_step`); the outcome then says so and holds the last good state.
+    optimizer untouched (see `make_train_step`); the outcome then says so and holds the last good state. A hook may
+    give up with Interrupted, which ends the loop like a signal; the hooks after it are left out.
     """
     meter = _Meter(tensors, report, clock)
     try:
         for index in range(start, steps):
-            state, metrics = step(state, next(batches))
             done = index + 1
+            with jax.profiler.StepTraceAnnotation("train", step_num=done):  # read by --profile only
+                state, metrics = step(state, next(batches))
             meter.follow(done, metrics)
             due = [hook for hook in hooks if hook.due(done)]
             asked = stop(done)
             if due or asked is not None:
                 meter.settle()
-                for hook in due:
-                    hook(done, state)
+                try:
+                    for hook in due:
+                        hook(done, state)
+                except Interrupted as signal:
+                    asked = signal.number
                 meter.restart()
             if asked is not None:
                 return Outcome(state, done, "signal", signal=asked)
@@ -112,10 +121,10 @@ class _Meter:
         values: dict[str, Any] = jax.device_get(metrics)
         now = self.clock()
         seconds, self.last = now - self.last, now
-        norms = np.asarray(values.pop("norms"))
+        norms, batch = np.asarray(values.pop("norms")), as_text(values.pop("batch"))
         if not values.pop("finite"):
             raise NonFinite(step, culprits(values, norms, self.tensors))
-        self.report(Finished(step, {name: float(value) for name, value in values.items()}, seconds))
+        self.report(Finished(step, {name: float(value) for name, value in values.items()}, seconds, batch))
 
     def restart(self) -> None:
         """Time spent in hooks belongs to no step."""

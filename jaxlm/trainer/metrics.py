@@ -2,15 +2,16 @@
 
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import psutil
 
-from jaxlm.files import write_whole
+from jaxlm.files import room, write_whole
 from jaxlm.trainer.loop import Finished
 
 Record = dict[str, Any]
@@ -33,23 +34,35 @@ class Work:
 
 
 class Meter:
-    """Turns finished steps into records every `every` steps, and hands them to the writers."""
+    """Turns finished steps into records every `every` steps, and hands them to the writers. Besides what `record_of`
+    says, a record holds `batches`: the hash of each batch since the record before, in order, its own step's last."""
 
     def __init__(self, work: Work, every: int, last: int, writers: list[Callable[[Record], None]]):
         self.work, self.every, self.last, self.writers = work, every, last, writers
-        self.seconds: list[float] = []
+        self.waiting: list[Finished] = []
         self.compiled = False
 
     def __call__(self, finished: Finished) -> None:
-        self.seconds.append(finished.seconds)
+        self.waiting.append(finished)
         if finished.step % self.every and finished.step != self.last and self.compiled:
             return
         self.compiled = True
-        seconds = sum(self.seconds) / len(self.seconds)
-        self.seconds = []
-        record = record_of(finished, seconds, self.work)
+        self.flush()
+
+    def flush(self) -> None:
+        """Writes the record of the steps since the last one, if there are any: before a checkpoint and at the end, so
+        that no hash is missing in a run that was ended between two lines and went on."""
+        if not self.waiting:
+            return
+        seconds = sum(each.seconds for each in self.waiting) / len(self.waiting)
+        record = record_of(self.waiting[-1], seconds, self.work)
+        record["batches"] = [each.batch for each in self.waiting]
+        self.waiting = []
         for write in self.writers:
             write(record)
+
+    def close(self) -> None:
+        self.flush()
 
 
 def record_of(finished: Finished, seconds: float, work: Work) -> Record:
@@ -89,11 +102,13 @@ class JsonLines:
         if path.exists():
             records = [r for r in read_jsonl(path) if r["step"] <= keep]
             write_whole(path, "".join(json.dumps(r) + "\n" for r in records).encode())
-        self.file: TextIO = path.open("a")
+        self.path, self.file = path, path.open("ab", buffering=0)
 
     def __call__(self, record: Record) -> None:
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        line = (json.dumps(record) + "\n").encode()
+        with room(self.path, len(line)):
+            while line:  # the kernel takes what fits of a line before it says that the disk is full
+                line = line[self.file.write(line) :]
 
     def close(self) -> None:
         self.file.close()
@@ -107,17 +122,35 @@ def read_jsonl(path: Path) -> list[Record]:
 
 
 class TensorBoard:
-    """Scalars as TensorBoard events."""
+    """Scalars as TensorBoard events, written here and now: tensorboardX's own writer works in a thread, where an error
+    is lost and later records wait for ever."""
 
     def __init__(self, directory: Path, keep: int):
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
 
-        self.writer = SummaryWriter(str(directory), purge_step=keep + 1 if keep else None)
+        self.directory, self.flushed = directory, time.monotonic()
+        self.events: Any = event_pb2
+        self.summaries: Any = summary_pb2
+        directory.mkdir(parents=True, exist_ok=True)
+        with room(directory):
+            self.writer = EventsWriter(str(directory / "events"))
+        if keep:  # readers drop what an earlier part of the run wrote beyond this step
+            restart = self.events.SessionLog(status=self.events.SessionLog.START)
+            self._write(step=keep + 1, session_log=restart)
 
     def __call__(self, record: Record) -> None:
-        for name, value in record.items():
-            if name != "step" and isinstance(value, (int, float)):
-                self.writer.add_scalar(name, value, record["step"])
+        numbers = {k: v for k, v in record.items() if k != "step" and isinstance(v, (int, float))}
+        values = [self.summaries.Summary.Value(tag=name, simple_value=v) for name, v in numbers.items()]
+        self._write(step=record["step"], summary=self.summaries.Summary(value=values))
+
+    def _write(self, **what: Any) -> None:
+        with room(self.directory):
+            self.writer.write_event(self.events.Event(wall_time=time.time(), **what))
+            if time.monotonic() - self.flushed > 10:
+                self.writer.flush()
+                self.flushed = time.monotonic()
 
     def close(self) -> None:
-        self.writer.close()
+        with room(self.directory):
+            self.writer.close()

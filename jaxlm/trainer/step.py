@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlm.collectives.sync import GradSync, Objective
+from jaxlm.data.fingerprint import fingerprint
 from jaxlm.optim import gradient_norms
 from jaxlm.trainer.state import TrainState
 
@@ -59,8 +60,9 @@ def make_train_step(
     """Returns `step(state, batch) -> (state, metrics)`, ready for jit with the state donated.
 
     Metrics: `loss`, `weight`, every other sum of the objective divided by the weight, `grad_norm`, `norms` (one per
-    gradient tensor, tree order), `finite`, and what `report(step)` adds (learning rate). Randomness depends on the
-    seed and the step alone, so a resumed run draws the same numbers.
+    gradient tensor, tree order), `finite`, `batch` (its hash, uint32 [2], see data/fingerprint.py), and what
+    `report(step)` adds (learning rate). Randomness depends on the seed and the step alone, so a resumed run draws the
+    same numbers.
     """
 
     def step(state: TrainState[Any], batch: Any) -> tuple[TrainState[Any], Metrics]:
@@ -77,6 +79,7 @@ def make_train_step(
         weight = jnp.maximum(sums["weight"], 1.0)
         means = {name: value / weight for name, value in sums.items() if name != "weight"}
         metrics = means | {"weight": sums["weight"], "grad_norm": norm, "norms": norms, "finite": finite}
+        metrics["batch"] = fingerprint(batch, jnp)
         after = TrainState(
             step=state.step + finite.astype(jnp.int32), finite=finite, model=model, opt=opt, sync=sync_state
         )

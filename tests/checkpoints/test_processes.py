@@ -8,7 +8,7 @@ from pathlib import Path
 from jaxlm.checkpoints.processes import first_decides, first_does, first_failed
 
 PROCESS = """
-import sys
+import resource, sys, time
 sys.path.insert(0, {root!r})
 import warnings
 warnings.simplefilter("error")
@@ -43,12 +43,28 @@ with Store(Path(sys.argv[3]), Keep(last=1)) as store:
         assert np.array_equal(np.asarray(part.data), values[part.index])
     assert first_decides(first) and not first_decides(not first)
 
+    # The disk fills up under process 1 in the middle of its part: process 0 hears of it where it waits for that part.
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if not first:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (512, limit[1]))
+    began = time.monotonic()
+    store.save(7, {{"w": w}}, {{}})
+    try:
+        store.wait()
+        raise SystemExit("a failed save went unnoticed")
+    except CheckpointError as error:
+        assert str(error).startswith("process 1 failed: checkpoint 7" if first else "checkpoint 7"), error
+        assert "the disk is full (the state is 4,096 bytes, " in str(error), error
+        assert time.monotonic() - began < 30
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert store.latest() == Found(6, [])
+
     def full(*_):
         raise OSError(28, "No space left on device")
 
     if first:
         manifest.write = full
-    store.save(7, {{"w": w}}, {{}})
+    store.save(8, {{"w": w}}, {{}})
     try:
         store.wait()
         raise SystemExit("a failed save went unnoticed")

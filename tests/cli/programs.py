@@ -47,13 +47,15 @@ def write_config(folder: Path) -> Path:
     return path
 
 
-def start(arguments: Sequence[str | Path], *, home: Path, devices: int = 1) -> subprocess.Popen[str]:
-    """A `jaxlm` process with its own user cache and that many CPU devices."""
+def start(
+    arguments: Sequence[str | Path], *, home: Path, devices: int = 1, program: Sequence[str] = ("-m", "jaxlm")
+) -> subprocess.Popen[str]:
+    """A `jaxlm` process with its own user cache and that many CPU devices; `program` says what Python runs."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX", "XLA", "UV", "PYTHONDONT"))}
     environment |= {"XDG_CACHE_HOME": str(home), "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"}
     environment |= {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     return subprocess.Popen(
-        [sys.executable, "-m", "jaxlm", *map(str, arguments)],
+        [sys.executable, *program, *map(str, arguments)],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -6,10 +6,15 @@ from pathlib import Path
 import pytest
 
 from jaxlm.config import Run, build, load
-from jaxlm.decode import docs, dump, parse
+from jaxlm.decode import ConfigError, docs, dump, parse
 from jaxlm.inspect import make_plan
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+GIVEN = {
+    "novels": ["--data.path", "texts"],
+    "wikitext2": ["--data.mixture.novels.path", "texts", "--data.mixture.wikitext.path", "wiki.txt"],
+}
+"""What a person has to say, because no path would be right for a stranger."""
 
 
 def test_there_are_configurations():
@@ -18,12 +23,20 @@ def test_there_are_configurations():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_shipped_configuration_plans_for_8_h100_and_survives_printing(path):
-    run = load(path)
+    run = load(path, GIVEN.get(path.stem, []))
     plan, cluster = make_plan(run, "h100x8")
     assert plan.devices == cluster.count == 8
     assert plan.predicted is not None
     assert plan.predicted.memory_bytes < cluster.device.memory
     assert build(parse(dump(run, comments=True), "printed"), "printed") == run
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_a_path_that_only_the_user_knows_is_asked_for_by_name(name):
+    flags = GIVEN[name][::2]
+    with pytest.raises(ConfigError) as refused:
+        load(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
+    assert all(f"give {flag} " in str(refused.value) for flag in flags)
 
 
 def unexplained(value: object, path: str = "") -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.programs import finish, losses, records, signal_at, start, write_config
+from tests.cli.small_disk import small_disk
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,58 @@ def test_a_run_ended_by_a_signal_resumes_bit_identically(undisturbed, number, co
     assert losses(home / name) == losses(home / "undisturbed")
 
 
+IN_THE_MIDDLE = """
+import resource, signal
+from jaxlm.checkpoints.arrays import Writer
+from jaxlm.cli import main
+write = Writer.start
+
+def start(self, path, state):
+    if path.parent.name.startswith("60"):
+        # From here the kernel kills this process in the write call that takes a file beyond 64 KiB.
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+    write(self, path, state)
+
+Writer.start = start
+main()
+"""
+
+
+def test_a_run_killed_in_the_middle_of_writing_a_checkpoint_resumes_bit_identically_from_the_one_before(undisturbed):
+    config, home, _ = undisturbed
+    run = home / "middle"
+    process = start(["train", config, "--run-dir", run], home=home, program=["-c", IN_THE_MIDDLE])
+    finish(process, -signal.SIGXFSZ)
+    half = run / "checkpoints" / "60.writing"
+    cut = [f for f in half.rglob("*") if f.is_file() and f.stat().st_size == 2**16]
+    assert cut, "no file was cut off in the middle"
+    assert not (half / "manifest.json").exists()
+    output = finish(train(config, home, "middle"))
+    assert "skipped: checkpoints/60.writing: no manifest.json" in output
+    assert "after step 40" in output
+    assert losses(run) == losses(home / "undisturbed")
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["100", "120"]
+
+
+def test_a_disk_that_fills_up_stops_the_run_with_exit_3_and_with_room_it_goes_on_bit_identically(undisturbed, tmp_path):
+    config, home, _ = undisturbed
+    size = sum(f.stat().st_size for f in (home / "undisturbed" / "checkpoints" / "120").rglob("*"))
+    with small_disk(tmp_path / "disk", f"{2 * size + size // 2}") as disk:
+        run = disk.path / "run"
+        output = finish(start(["train", config, "--run-dir", run], home=home), 3)
+        said = [line for line in output.splitlines() if line.startswith("stopped: ")]
+        assert len(said) == 1, output
+        assert f"checkpoint 60 was not written to {run}/checkpoints: the disk is full (the state is " in said[0]
+        assert "untouched: 40, 20. Checkpoints saved before are intact. Remove the cause, then resume: " in said[0]
+        assert "Traceback" not in output
+        disk.grow("64m")
+        output = finish(start(["train", config, "--run-dir", run], home=home))
+        assert "after step 40" in output
+        assert losses(run) == losses(home / "undisturbed")
+
+
 def test_a_truncated_checkpoint_is_skipped_and_named(undisturbed):
     config, home, _ = undisturbed
     process = train(config, home, "truncated")
@@ -88,10 +141,18 @@ def test_eval_and_generate_read_a_run(undisturbed):
     run = home / "undisturbed"
     evaluated = finish(start(["eval", run, "--json"], home=home))
     facts = json.loads(evaluated.strip().splitlines()[-1])
-    assert facts["bits_per_byte"] == pytest.approx(json.loads((run / "summary.json").read_text())["bits_per_byte"])
-    other = finish(start(["eval", run, "--data", home / "texts" / "00.txt", "--json"], home=home))
+    summary = json.loads((run / "summary.json").read_text())
+    for key in ("bits_per_byte", "loss", "perplexity", "top1", "macro_f1", "macro_f1_classes", "tokens", "bytes"):
+        assert facts[key] == pytest.approx(summary[key]), key
+    assert 0 < facts["latency_p50_ms"] <= facts["latency_p95_ms"]
+    assert facts["latency_tokens"] == 512
+    table = ["bits per byte", "loss", "perplexity", "next token, top 1", "macro F1", "latency"]
+    assert all(f"\n  {name} " in evaluated for name in table), evaluated
+    other = finish(start(["eval", run, "--data", home / "texts" / "00.txt", "--no-latency", "--json"], home=home))
     size = (home / "texts" / "00.txt").stat().st_size
-    assert json.loads(other.strip().splitlines()[-1])["bytes"] == size
+    facts = json.loads(other.strip().splitlines()[-1])
+    assert facts["bytes"] == size
+    assert not any(key.startswith("latency") for key in facts)
     arguments = ["generate", run, "--prompt", "the ", "--tokens", "12", "--seed", "7", "--json"]
     texts = [json.loads(finish(start(arguments, home=home)).strip().splitlines()[-1])["text"] for _ in range(2)]
     assert texts[0] == texts[1]

@@ -99,7 +99,7 @@ def test_a_full_disk_stops_with_exit_3_and_leaves_the_checkpoint_before(home, mo
 
     monkeypatch.setattr(arrays.Writer, "start", full)
     run(home, "full", "--train.steps", "6", "--checkpoint.every_steps", "2", code=3)
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().err
     assert "stopped: checkpoint 4 was not written" in printed, printed
     assert "Checkpoints saved before are intact" in printed
     monkeypatch.undo()
@@ -179,3 +179,16 @@ def test_data_show_and_prepare_describe_the_same_corpus(home, capsys):
     with pytest.raises(SystemExit):
         main(["data", "show", str(home / "tiny.yaml"), "--step", "3"])
     assert "the" in capsys.readouterr().out
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_silently_begin_again(home, capsys):
+    path = run(home, "damaged", "--train.steps", "2")
+    before = losses(path)
+    for file in (path / "checkpoints").rglob("_METADATA"):
+        file.write_bytes(b"")
+    capsys.readouterr()
+    run(home, "damaged", "--train.steps", "3", code=2)
+    printed = capsys.readouterr()
+    assert "skipped: checkpoints/2: state/_METADATA is 0 bytes" in printed.out
+    assert f"every checkpoint in {path}/checkpoints is damaged (steps 2, see above): restore one" in printed.err
+    assert losses(path) == before

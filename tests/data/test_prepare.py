@@ -55,7 +55,7 @@ def test_a_folder_is_read_whole_and_split_by_file(config: DataConfig, folder: Pa
     assert sorted(texts(corpus, "valid")) == sorted(files.pop(path) for path in held_out)
     kept = [text for text in files.values() if len(text) >= 128]
     assert sorted(texts(corpus, "train")) == sorted(kept)
-    assert corpus.report.dropped == corpus.split("train").dropped == len(files) - len(kept)
+    assert corpus.report.dropped == len(files) - len(kept)
     assert corpus.split("train").bytes == sum(len(text.encode()) for text in kept)
     assert corpus.split("train").shards[0].tokens.dtype == np.uint16
 
@@ -127,6 +127,26 @@ def test_a_limit_ends_training_text_and_leaves_held_out_text_whole(config: DataC
     whole, limited = prepare(config), prepare(replace(config, limit_bytes=3000))
     assert limited.split("train").bytes == 3000
     assert texts(limited, "valid") == texts(whole, "valid")
+
+
+@pytest.mark.parametrize("limit", [1, 700, 5000])
+def test_what_is_held_out_of_jsonl_does_not_depend_on_the_limit(config: DataConfig, tmp_path: Path, limit: int):
+    for name in ("a.jsonl", "b.jsonl.gz"):
+        write_jsonl(tmp_path / "c4" / name, 40 if name == "a.jsonl" else 60)
+    config = replace(config, path=str(tmp_path / "c4"))
+    whole, limited = prepare(config), prepare(replace(config, limit_bytes=max(limit, 300)), shard_bytes=900)
+    assert texts(limited, "valid") == texts(whole, "valid")
+    assert limited.split("train").bytes == max(limit, 300)
+    beyond = whole.split("train").documents - limited.split("train").documents
+    assert limited.report.beyond_limit == beyond > 0
+    assert f"read for held-out documents beyond data.limit_bytes: {beyond} documents" in limited.report.lines()
+
+
+def test_with_a_held_out_text_given_nothing_is_read_beyond_the_limit(config: DataConfig, folder: Path, tmp_path: Path):
+    write_jsonl(tmp_path / "c4" / "a.jsonl", 40, (b"corrupt",) * 9)
+    given = replace(config, path=str(tmp_path / "c4"), validation=str(folder / "01.txt"), limit_bytes=700)
+    report = prepare(given).report
+    assert (report.beyond_limit, report.corrupt, report.documents["train"]) == (0, 0, 4)
 
 
 def test_binary_files_are_left_out_and_said(config: DataConfig, folder: Path):
@@ -221,8 +241,25 @@ def test_few_corrupt_documents_are_counted_and_many_are_fatal(config: DataConfig
     assert len(report.corrupt_examples) == 7
     assert "a.jsonl:61: not JSON (" in report.corrupt_examples[0]
     assert "not UTF-8 (byte 0xff)" in report.corrupt_examples[4]
+    assert report.lines()[-8:] == [
+        "left out as corrupt: 7 documents",
+        *(f"  {each}" for each in report.corrupt_examples),
+    ]
     with pytest.raises(DataError, match="7 of 67"):
         prepare(config)  # also when it has been prepared with more patience before
+
+
+def test_twenty_corrupt_places_are_named_and_the_others_counted(config: DataConfig, tmp_path: Path):
+    write_jsonl(tmp_path / "c4" / "a.jsonl", 40, (b"corrupt",) * 23)
+    report = prepare(replace(config, path=str(tmp_path / "c4"), corrupt_share=0.5), shard_bytes=900).report
+    assert [each.partition(": ")[0][-2:] for each in report.corrupt_examples] == [str(n) for n in range(41, 61)]
+    assert report.lines()[-1] == "  and 3 more"
+
+
+def test_corrupt_lines_beyond_the_limit_are_weighed_against_all_that_was_read(config: DataConfig, tmp_path: Path):
+    write_jsonl(tmp_path / "c4" / "a.jsonl", 400, (b"corrupt",) * 4)
+    limited = replace(config, path=str(tmp_path / "c4"), limit_bytes=700, validation_fraction=0.02, corrupt_share=0.01)
+    assert prepare(limited).report.corrupt == 4
 
 
 def test_a_file_that_is_not_utf8_is_named_with_its_line(config: DataConfig, folder: Path):

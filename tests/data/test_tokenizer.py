@@ -136,6 +136,48 @@ def test_a_model_that_normalises_is_refused(real_texts: list[str]):
             Tokenizer(model.getvalue())
 
 
+def trained(texts: list[str], **options) -> bytes:
+    """A SentencePiece model with options that are not ours."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts[0].splitlines()),
+        model_writer=model,
+        vocab_size=600,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+        **options,
+    )
+    return model.getvalue()
+
+
+def test_a_model_that_puts_a_space_before_a_text_is_used_without_it(real_texts: list[str]):
+    """As the model of Llama 2 does; elsewhere than at the beginning its tokens are the original ones."""
+    import sentencepiece
+
+    model = trained(real_texts, add_dummy_prefix=True)
+    tokenizer, original = Tokenizer(model), sentencepiece.SentencePieceProcessor()
+    original.LoadFromSerializedProto(model)
+    assert tokenizer.model == model
+    for text in [*NASTY, "word", " word"]:
+        assert tokenizer.bytes(tokenizer.encode(text)) == text.encode()
+    text = real_texts[1][:20_000]
+    assert original.encode(text) == tokenizer.encode(" " + text).tolist()
+
+
+def test_a_model_whose_pieces_span_lines_is_not_cut_at_them(real_texts: list[str], monkeypatch: pytest.MonkeyPatch):
+    tokenizer = Tokenizer(trained(real_texts, add_dummy_prefix=False, user_defined_symbols=[":\n"]))
+    text = "def f(x):\n    return x\n\n" * 40
+    whole = tokenizer.encode(text)
+    monkeypatch.setattr(module, "CHUNK", 10)
+    np.testing.assert_array_equal(tokenizer.encode(text), whole)
+    assert b":\n" in [tokenizer.pieces[id] for id in whole]
+
+
 def test_a_lone_surrogate_is_refused(tokenizer: Tokenizer):
     with pytest.raises(DataError, match="lone surrogate"):
         tokenizer.encode("a\ud800b")
@@ -144,7 +186,8 @@ def test_a_lone_surrogate_is_refused(tokenizer: Tokenizer):
 def test_importing_the_data_room_imports_nothing_heavy():
     code = (
         "import sys, jaxlm.data.prepare, jaxlm.data.loader, jaxlm.data.show;"
-        "heavy = {'jax', 'grain', 'sentencepiece', 'tensorflow', 'tqdm'} & set(sys.modules);"
+        "heavy = {'jax', 'grain', 'sentencepiece', 'tensorflow', 'tqdm', 'pyarrow', 'fsspec', 'zstandard',"
+        "'tokenizers', 'tensorflow_datasets', 'array_record'} & set(sys.modules);"
         "sys.exit(', '.join(heavy) or None)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

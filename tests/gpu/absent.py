@@ -27,11 +27,9 @@ from jaxlm.trainer.config import TrainConfig
 from planners.layout import rules
 from planners.plan import MESH_AXES, Batch, Plan, Segment
 
-LENGTH, SEQUENCES = 256, 16
-
 LLAMA = ModelConfig(layers=2, embed=512, heads=8, kv_heads=8, mlp=1024, vocab=1000, tied=False)
 GPT2 = dataclasses.replace(
-    LLAMA, norm="layer", position="learned", positions=LENGTH, activation="gelu", bias=True, tied=True
+    LLAMA, norm="layer", position="learned", positions=256, activation="gelu", bias=True, tied=True
 )
 
 
@@ -44,12 +42,23 @@ class Program:
     packed: bool = False
     remat: bool = False
     accumulation: int = 1
+    length: int = 256
+    sequences: int = 16
 
+
+LONG: dict[str, Any] = dict(mesh={"fsdp": 4, "tensor": 2}, packed=True, length=8192, sequences=8)
+NARROW = dataclasses.replace(LLAMA, embed=128, heads=2, kv_heads=2, mlp=256, head_dim=64)
+"""So small that masks of `LONG` rows stand out."""
 
 PROGRAMS = {
     "llama-truncate": Program(model=LLAMA, mesh={"fsdp": 8}),
     "llama-pack": Program(model=LLAMA, mesh={"fsdp": 8}, packed=True, remat=True, accumulation=2),
     "gpt2-tensor": Program(model=GPT2, mesh={"fsdp": 4, "tensor": 2}),
+    "long-masked": Program(model=NARROW, **LONG),
+    "long-segments": Program(model=dataclasses.replace(NARROW, attention="segments"), **LONG),
+    "long-segments-grouped-remat": Program(
+        model=dataclasses.replace(NARROW, attention="segments", heads=4, kv_heads=2), **LONG, remat=True, accumulation=2
+    ),
 }
 
 
@@ -70,14 +79,16 @@ def session(program: Program) -> Absent:
         mesh=sizes,
         rules=rules(sizes),
         batch=Batch(
-            sequences=SEQUENCES, microbatch=SEQUENCES // program.accumulation, accumulation=program.accumulation
+            sequences=program.sequences,
+            microbatch=program.sequences // program.accumulation,
+            accumulation=program.accumulation,
         ),
         remat=(Segment(layers=program.model.layers, save=() if program.remat else None),),
     )
     run = Run(
         model=program.model,
-        data=DataConfig(sequence=LENGTH, mode="pack" if program.packed else "truncate"),
-        train=TrainConfig(batch=SEQUENCES),
+        data=DataConfig(sequence=program.length, mode="pack" if program.packed else "truncate"),
+        train=TrainConfig(batch=program.sequences),
     )
     model = resolve(run, program.model.vocab)
     return Absent(run, model, numerics(model, "gpu"), plan, tuple(target("H100", plan.devices)))
@@ -93,7 +104,10 @@ def batch(session: Session, packed: bool) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def report(program: Program) -> dict[str, Any]:
-    """Fused attention calls by name, collectives by kind, and bytes, of the compiled training step."""
+    """Fused attention calls by name, collectives by kind, and bytes, of the compiled training step.
+
+    `pairs` are the dtypes of arrays with a number for each pair of positions.
+    """
     made = session(program)
     like = batch(made, program.packed)
     _ = made.abstract  # drawn up on this machine: nothing can run on the mesh
@@ -105,6 +119,9 @@ def report(program: Program) -> dict[str, Any]:
         "kernel": made.how.kernel,
         "attention": Counter(re.findall(r'custom_call_target="(__cudnn\$fmha\w+)"', text)),
         "collectives": Counter(re.findall(r" (all-gather|all-reduce|reduce-scatter|all-to-all)(?:-start)?\(", text)),
+        "documents": sorted({int(n) for n in re.findall(r'"max_seg_per_batch": ?(\d+)', text)}),
+        "masks": sorted(set(re.findall(r'"mask_type": ?"(\w+)"', text))),
+        "pairs": sorted(set(re.findall(rf" = (\w+)\[(?:\d+,)*{program.length},{program.length}\]", text))),
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes,
         "aliased": memory.alias_size_in_bytes,

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from jaxlm.model.packed_attention import DOCUMENTS
 from jaxlm.runtime import aot
 
-PROGRAMS = ("llama-truncate", "llama-pack", "gpt2-tensor")
+SEGMENTS = ("long-segments", "long-segments-grouped-remat")
+PROGRAMS = ("llama-truncate", "llama-pack", "gpt2-tensor", "long-masked", *SEGMENTS)
 
 
 @functools.cache
@@ -34,7 +36,7 @@ def compiled() -> tuple[dict[str, Any], dict[str, str]]:
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_attention_is_fused_forward_and_backward(name: str) -> None:
     report = compiled()[0][name]
-    assert report["kernel"] == "cudnn"
+    assert report["kernel"] == ("cudnn_segments" if name in SEGMENTS else "cudnn")
     backward = [call for call in report["attention"] if call.endswith("Backward")]
     assert backward, report
     assert len(report["attention"]) > len(backward), report
@@ -61,6 +63,23 @@ def test_state_is_updated_in_place(name: str) -> None:
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_gradients_are_scattered(name: str) -> None:
     assert compiled()[0][name]["collectives"]["reduce-scatter"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEGMENTS)
+def test_segment_offsets_need_no_number_for_each_pair_of_positions(name: str) -> None:
+    report = compiled()[0][name]
+    assert report["documents"] == [DOCUMENTS]
+    assert report["masks"] == ["PADDING_CAUSAL"]
+    assert report["pairs"] == []
+    assert compiled()[0]["long-masked"]["pairs"], "the masked step has them, or this test looks for the wrong thing"
+
+
+@pytest.mark.slow
+def test_segment_offsets_need_less_memory_than_a_mask_on_long_rows() -> None:
+    masked, segments = (compiled()[0][name]["temporaries"] for name in ("long-masked", "long-segments"))
+    print(f"temporaries per GPU at 8,192 tokens: {masked / 2**20:.0f} MiB masked, {segments / 2**20:.0f} MiB segments")
+    assert segments < masked / 2
 
 
 def test_unknown_target_is_named() -> None:

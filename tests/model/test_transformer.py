@@ -1,6 +1,7 @@
 """The model computes what the papers say, counted and checked by hand-written numpy."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,14 @@ import pytest
 from jaxlm.model.attention import choose_kernel, require_kernel
 from jaxlm.model.config import PRESETS, ModelConfig, preset
 from jaxlm.model.describe import describe
-from jaxlm.model.generate import Sampling, draw, empty_cache, extend, generate
+from jaxlm.model.generate import Sampling, draw, empty_cache, extend, generate, plain
 from jaxlm.model.loss import next_token
 from jaxlm.model.ops import pick
 from jaxlm.model.transformer import Execution, Transformer
+from jaxlm.sharding import Rules, make_mesh, shardings
 from jaxlm.tree import from_named, named_axes, named_leaves
+from planners.layout import rules
+from planners.plan import MESH_AXES, Batch, Plan, Segment
 
 SMALL = ModelConfig(layers=2, embed=16, heads=4, kv_heads=2, mlp=24, vocab=50, vocab_multiple=16)
 OLD = dataclasses.replace(
@@ -132,6 +136,26 @@ def test_cached_generation_equals_the_full_forward_pass(config):
     for position in range(5, 12):
         logits, cache = extend(model, tokens[:, position : position + 1], cache, at(position), at(0))
         np.testing.assert_allclose(logits[0], want[position], rtol=1e-4, atol=1e-4)
+
+
+def test_generation_constrains_nothing_whatever_devices_hold_the_weights():
+    """One row cannot be split over the devices, as training splits its batch."""
+    mesh = dict.fromkeys(MESH_AXES, 1) | {"fsdp": 4, "tensor": 2}
+    batch = Batch(sequences=8, microbatch=8, accumulation=1)
+    plan = Plan(mesh=mesh, rules=rules(mesh), batch=batch, remat=(Segment(layers=2),))
+    how: Any = dict(tokens=6, sampling=Sampling(temperature=0.0))
+
+    def program(model: Transformer) -> str:
+        token, at = jnp.ones((1, 1), jnp.int32), jnp.asarray(0, jnp.int32)
+        return str(jax.make_jaxpr(extend)(model, token, empty_cache(model, 1, 4), at, at))
+
+    want = list(generate(make(SMALL), [1, 2, 3], **how))
+    with jax.set_mesh(make_mesh(plan)):
+        model = make(SMALL, shard=Rules(plan.rules.activations))
+        model = jax.device_put(model, shardings(model, jax.sharding.get_mesh(), plan.rules.parameters))
+        assert list(generate(model, [1, 2, 3], **how)) == want
+        assert "sharding_constraint" in program(model)
+        assert "sharding_constraint" not in program(plain(model))
 
 
 def test_generation_is_repeatable_greedy_at_temperature_zero_and_ends_where_told():

@@ -17,11 +17,11 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def launch(config, run, home, mesh: str):
-    """Two processes of four devices each."""
+def launch(config, run, home, mesh: str, *more: str):
+    """Two processes of four devices each; `more` comes after what is fixed here."""
     job = ["--coordinator", f"localhost:{free_port()}", "--processes", "2"]
     axes = [part for pair in mesh.split() for part in (f"--plan.mesh.{pair.split('=')[0]}", pair.split("=")[1])]
-    command = ["train", config, "--run-dir", run, *EXACT, *axes, *job]
+    command = ["train", config, "--run-dir", run, *EXACT, *axes, *job, *more]
     return [start([*command, "--process", str(i)], home=home, devices=4) for i in range(2)]
 
 

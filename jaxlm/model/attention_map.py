@@ -1,0 +1,49 @@
+"""Who looks at whom: the trunk run with its attention probabilities in the open, for explanation.
+
+The fused kernels never hold these numbers, so they are computed anew from queries and keys, in float32; T x T of them
+for every layer, head and row, so this is for few rows at a time.
+
+Axes: L layers, B batch, T query position, S key position, D embed, N heads, H head_dim.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxlm.model.attention import same_document
+from jaxlm.model.transformer import Trunk
+
+
+def trunk_with_maps(
+    model: Trunk,
+    x_BTD: Float[Array, "B T D"],
+    positions_BT: Int[Array, "B T"],
+    segments_BT: Int[Array, "B T"] | None = None,
+    added_LBNTS: Float[Array, "L B N T S"] | None = None,
+) -> tuple[Float[Array, "B T D"], Float[Array, "L B N T S"]]:
+    """What `model.trunk` gives for these embeddings, without dropout, and the attention probabilities of every layer.
+
+    `x_BTD` comes from `model.embed`, or from anywhere else: the result is differentiable in it. `added_LBNTS` is added
+    to the probabilities; the gradient at zero is that of the result with respect to the attention of each layer.
+    """
+    causal, scale = model.config.causal, 1 / math.sqrt(model.config.per_head)
+    B, T, _ = x_BTD.shape
+    sees_B1TS = jnp.ones((B, 1, T, T), bool) if segments_BT is None else same_document(segments_BT)
+    if causal:
+        sees_B1TS = jnp.tril(sees_B1TS)
+
+    def layer(x_BTD: jax.Array, item: Any) -> tuple[jax.Array, jax.Array]:
+        block, added_BNTS = item
+        q, k, v = block.attn.queries_keys_values(block.attend_input(x_BTD), positions_BT)
+        k, v = (jnp.repeat(y, q.shape[2] // y.shape[2], axis=2) for y in (k, v))
+        scores_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q, k, preferred_element_type=jnp.float32) * scale
+        p_BNTS = jax.nn.softmax(jnp.where(sees_B1TS, scores_BNTS, -jnp.inf), axis=-1)
+        used_BNTS = p_BNTS if added_BNTS is None else p_BNTS + added_BNTS
+        context_BTNH = jnp.einsum("BNTS,BSNH->BTNH", used_BNTS.astype(v.dtype), v)
+        return block.after_attention(x_BTD, block.attn.output(context_BTNH)), p_BNTS
+
+    x_BTD, maps_LBNTS = jax.lax.scan(layer, x_BTD, (model.blocks, added_LBNTS))
+    return model.norm(x_BTD), maps_LBNTS

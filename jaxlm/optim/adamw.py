@@ -1,0 +1,35 @@
+"""AdamW: the optimizer that works everywhere."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax.numpy as jnp
+import optax
+
+from jaxlm.optim.schedule import Shared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdamW(Shared):
+    """AdamW, https://arxiv.org/abs/1711.05101.
+
+    Attributes:
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: term added to the denominator.
+        first_moment: dtype of the first moment; bfloat16 halves its memory.
+    """
+
+    kind: Literal["adamw"] = "adamw"
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    first_moment: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        Shared.__post_init__(self)
+        self.check_shares("b1", "b2")
+
+    def build(self, steps: int) -> optax.GradientTransformation:
+        adam = optax.scale_by_adam(self.b1, self.b2, self.eps, mu_dtype=jnp.dtype(self.first_moment))
+        return self.chain(steps, ("adam", adam))

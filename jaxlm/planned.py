@@ -1,0 +1,38 @@
+"""Which plan a run follows, and what it is expected to cost."""
+
+from pathlib import Path
+
+from jaxlm.config import Run
+from jaxlm.folder import Folder
+from planners.plan import Plan, Workload
+from planners.search import check
+from planners.search import plan as search_plan
+from planners.topology import Cluster
+
+
+def choose_plan(
+    run: Run, before: Run | None, folder: Folder, file: Path | None, workload: Workload, cluster: Cluster
+) -> tuple[Plan, str]:
+    """The plan to follow and where it comes from: a file, this run's own, or a new search. Raises PlanError."""
+    if file is not None:
+        plan = Plan.load(file)
+        check(plan, workload, cluster)
+        return plan, f"replayed from {file}"
+    if before is not None and before.plan == run.plan and folder.plan.exists():
+        plan = Plan.load(folder.plan)
+        if plan.devices == cluster.count:
+            check(plan, workload, cluster)
+            return plan, "as this run was started"
+    return search_plan(workload, cluster, run.plan), "searched for the devices found"
+
+
+def predicted(plan: Plan, cluster: Cluster) -> str:
+    """What the cost model expects, in one line, and where the rest is written."""
+    if plan.predicted is None:
+        return "no prediction: the plan was made by hand"
+    memory, capacity = plan.predicted.memory_bytes, cluster.device.memory
+    rival = f"; next best: {plan.alternatives[0].summary}" if plan.alternatives else ""
+    return (
+        f"predicted: {memory / 2**30:.2f} of {capacity / 2**30:.1f} GiB per device, "
+        f"{plan.predicted.step_seconds:.3g} s per step{rival} (why: plan.txt in the run directory)"
+    )

@@ -1,0 +1,50 @@
+"""What is decided about a start of a run before any data is read."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxlm.config import Run
+from jaxlm.folder import Folder
+from jaxlm.runtime.distributed import Job
+from jaxlm.session import Numerics
+from jaxlm.trainer.profile import Steps
+from planners.plan import Plan, Workload
+from planners.topology import Cluster
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a run is started, none of it part of what it is.
+
+    Attributes:
+        job: where this process stands in a job of several.
+        plan_file: a saved plan to follow instead of a search.
+        profile: the steps to record.
+        again: how the printed commands begin.
+    """
+
+    job: Job = Job()
+    plan_file: Path | None = None
+    profile: Steps | None = None
+    again: str = "jaxlm"
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What is decided before any data is read."""
+
+    run: Run
+    folder: Folder
+    how: Numerics
+    cluster: Cluster
+    plan: Plan
+    workload: Workload
+    options: Options
+
+
+def resume_command(setup: Setup) -> str:
+    """What to type to go on with this run."""
+    job, config, path = setup.options.job, setup.folder.config, setup.folder.path
+    several = f" --coordinator {job.coordinator} --processes {job.processes} --process I" if job.processes > 1 else ""
+    return f"{setup.options.again} train {shlex.quote(str(config))} --run-dir {shlex.quote(str(path))}{several}"
