@@ -7,6 +7,7 @@ it is here.
 Axes: B rows, T position, N query heads, K key/value heads, H head_dim, M documents of one call.
 """
 
+import importlib.util
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jaxtyping import Array, Float, Int
 
 from jaxlm.sharding import Rules, mesh_axes
@@ -25,21 +25,35 @@ DOCUMENTS = 16
 HOPPER = (9, 0)
 """The first compute capability whose cuDNN kernels read packed rows."""
 
+_MODULE = "jax._src.cudnn.fused_attention_stablehlo"
 _ARGUMENTS = ("q_seqlen", "kv_seqlen", "q_offsets", "kv_offsets", "scale", "mask_type")
 
 
 def obstacles(capability: tuple[int, int] | None = None) -> list[str]:
     """Why this JAX, or a GPU of this compute capability (None: not known), cannot do it; empty if nothing is known."""
     found = []
-    call = getattr(cudnn, "dot_product_attention", None)
-    known = inspect.signature(call).parameters if callable(call) else {}
-    lacking = [name for name in _ARGUMENTS if name not in known]
-    lacking += [name for name in ("PADDING", "PADDING_CAUSAL") if not hasattr(getattr(cudnn, "MaskType", None), name)]
-    if lacking:
+    if lacking := _lacking():
         found.append(f"jax {jax.__version__} has changed the private call behind it (no {', '.join(lacking)})")
     if capability is not None and capability < HOPPER:
         found.append(f"it needs a Hopper GPU (compute capability 9.0), this one has {capability[0]}.{capability[1]}")
     return found
+
+
+def _lacking() -> list[str]:
+    """What this JAX has not, of what is asked of its private module."""
+    if importlib.util.find_spec(_MODULE) is None:
+        return [_MODULE]
+    module = _private()
+    call, masks = getattr(module, "dot_product_attention", None), getattr(module, "MaskType", None)
+    known = inspect.signature(call).parameters if callable(call) else {}
+    arguments = [name for name in _ARGUMENTS if name not in known]
+    return arguments + [name for name in ("PADDING", "PADDING_CAUSAL") if not hasattr(masks, name)]
+
+
+def _private() -> Any:
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    return fused_attention_stablehlo
 
 
 def ranks(segments_BT: Int[Array, "B T"]) -> Int[Array, "B T"]:
@@ -77,9 +91,10 @@ def kernel(
     """The fused call, on arrays of one device; what it returns for positions outside the documents means nothing."""
     # JAX scales the offsets of keys by the width of a query, so keys must be as wide.
     k_BTNH, v_BTNH = (jnp.repeat(x, q_BTNH.shape[2] // x.shape[2], axis=2) for x in (k_BTKH, v_BTKH))
+    cudnn = _private()
     mask = cudnn.MaskType.PADDING_CAUSAL if causal else cudnn.MaskType.PADDING
     given: Any = dict(q_seqlen=lengths_BM, kv_seqlen=lengths_BM, q_offsets=starts_BM1, kv_offsets=starts_BM1)
-    return cudnn.dot_product_attention(q_BTNH, k_BTNH, v_BTNH, **given, scale=q_BTNH.shape[-1] ** -0.5, mask_type=mask)  # pyright: ignore[reportReturnType]
+    return cudnn.dot_product_attention(q_BTNH, k_BTNH, v_BTNH, **given, scale=q_BTNH.shape[-1] ** -0.5, mask_type=mask)
 
 
 def attend(
