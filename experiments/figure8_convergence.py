@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments.entry import main
 from experiments.report import Report, Row
-from experiments.runs import Sections, merged, run_of, sections, trained
+from experiments.runs import Sections, run_of, sections, trained
 from jaxlm.decode import ConfigError
 from jaxlm.folder import Folder, open_run
 from jaxlm.trainer.plot import Curve, names, plot_runs, read_curve, smoothed
@@ -62,8 +62,7 @@ class Config:
             raise ValueError(f"smooth={self.smooth} must be at least 0 and below 1")
 
     def base(self) -> Sections:
-        base = sections(self.run, "run")
-        return base if self.steps is None else merged(base, {"train": {"steps": self.steps}})
+        return sections(self.run, "run", self.steps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,13 @@ Sections = dict[str, Any]
 """What a file for `jaxlm train` holds, or part of it: {"train": {"steps": 20}}."""
 
 
-def sections(given: Any, key: str) -> Sections:
-    """The sections that the configuration key `key` names: a YAML file, or the sections themselves."""
+def sections(given: Any, key: str, steps: int | None = None) -> Sections:
+    """The sections that the configuration key `key` names: a YAML file, or the sections themselves. `steps` takes the
+    place of theirs."""
     if isinstance(given, str):
-        return read(Path(given))
+        given = read(Path(given))
     if isinstance(given, dict):
-        return given
+        return given if steps is None else merged(given, {"train": {"steps": steps}})
     raise ConfigError(f"{key}={given!r} must be a YAML file for `jaxlm train`, or its sections")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from experiments.entry import main
 from experiments.report import Report, Row, Value
-from experiments.runs import Sections, merged, run_of, sections, trained
+from experiments.runs import Sections, run_of, sections, trained
 from jaxlm.data.config import DataConfig
 from jaxlm.decode import ConfigError
 from jaxlm.files import write_whole
@@ -69,8 +69,7 @@ class Config:
             raise ValueError(f"held_out_bytes={self.held_out_bytes} must not be negative")
 
     def base(self) -> Sections:
-        base = sections(self.run, "run")
-        return base if self.steps is None else merged(base, {"train": {"steps": self.steps}})
+        return sections(self.run, "run", self.steps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,17 +10,16 @@ from jaxlm.optim.schedule import Shared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdamW(Shared):
-    """AdamW, https://arxiv.org/abs/1711.05101.
+class Adam(Shared):
+    """The moments of Adam, for whatever is trained by them.
 
     Attributes:
         b1: decay of the first moment.
         b2: decay of the second moment.
         eps: term added to the denominator.
-        first_moment: dtype of the first moment; bfloat16 halves its memory.
+        first_moment: dtype of the first moment (of Muon's momentum too); bfloat16 halves its memory.
     """
 
-    kind: Literal["adamw"] = "adamw"
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
@@ -30,6 +29,15 @@ class AdamW(Shared):
         Shared.__post_init__(self)
         self.check_shares("b1", "b2")
 
+    def moments(self) -> optax.GradientTransformation:
+        return optax.scale_by_adam(self.b1, self.b2, self.eps, mu_dtype=jnp.dtype(self.first_moment))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdamW(Adam):
+    """AdamW, https://arxiv.org/abs/1711.05101."""
+
+    kind: Literal["adamw"] = "adamw"
+
     def build(self, steps: int) -> optax.GradientTransformation:
-        adam = optax.scale_by_adam(self.b1, self.b2, self.eps, mu_dtype=jnp.dtype(self.first_moment))
-        return self.chain(steps, ("adam", adam))
+        return self.chain(steps, ("adam", self.moments()))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from jaxlm.optim.schedule import Shared
+from jaxlm.optim.adamw import Adam
 from jaxlm.optim.weights import hidden, hidden_sides, not_hidden
 from jaxlm.tree import from_named, named_leaves
 
@@ -18,7 +18,7 @@ RMS = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Muon(Shared):
+class Muon(Adam):
     """Muon, https://kellerjordan.github.io/posts/muon: the momentum of each hidden matrix is orthogonalised by a
     Newton-Schulz iteration. Embeddings, head, gains and biases are trained by AdamW.
 
@@ -35,10 +35,6 @@ class Muon(Shared):
             so that lr and weight_decay are those of AdamW (https://arxiv.org/abs/2502.16982); `spectral` by
             sqrt(max(1, columns / rows)) of the original, whose lr is about 0.02.
         adam_lr: peak learning rate of the weights that AdamW trains; null means lr, and `spectral` needs a number.
-        b1: decay of AdamW's first moment.
-        b2: decay of AdamW's second moment.
-        eps: term added to AdamW's denominator.
-        first_moment: dtype of momentum and first moment; bfloat16 halves their memory.
     """
 
     kind: Literal["muon"] = "muon"
@@ -47,14 +43,10 @@ class Muon(Shared):
     iterations: int = 5
     scale: Literal["rms", "spectral"] = "rms"
     adam_lr: float | None = None
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    first_moment: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        Shared.__post_init__(self)
-        self.check_shares("momentum", "b1", "b2")
+        Adam.__post_init__(self)
+        self.check_shares("momentum")
         if self.iterations < 1:
             raise ValueError(f"optim.iterations={self.iterations} must be positive")
         if self.adam_lr is not None and self.adam_lr <= 0.0:
@@ -66,22 +58,21 @@ class Muon(Shared):
             )
 
     def build(self, steps: int) -> optax.GradientTransformation:
-        rate, kind = self.rate(steps), jnp.dtype(self.first_moment)
+        rate = self.rate(steps)
         share = 1.0 if self.adam_lr is None else self.adam_lr / self.lr
         muon = scale_by_muon(
             ns_steps=self.iterations,
             beta=self.momentum,
             eps=self.eps,
-            mu_dtype=kind,
+            mu_dtype=jnp.dtype(self.first_moment),
             nesterov=self.nesterov,
             weight_dimension_numbers=_dimensions,
         )
-        adam = optax.scale_by_adam(self.b1, self.b2, self.eps, mu_dtype=kind)
         return optax.named_chain(
             self.clipping(),
             ("muon", optax.masked(muon, hidden)),
             ("scale", optax.stateless(lambda updates, _: self._scaled(updates))),
-            ("adam", optax.masked(adam, not_hidden)),
+            ("adam", optax.masked(self.moments(), not_hidden)),
             self.decaying(),
             ("rate", optax.masked(optax.scale_by_learning_rate(rate), hidden)),
             ("adam_rate", optax.masked(optax.scale_by_learning_rate(lambda step: share * rate(step)), not_hidden)),

@@ -94,6 +94,8 @@ def _batch(records: Any, numbers: range) -> list[Any]:
 def _alone(records: Any, number: int) -> Any:
     try:
         return records[number]
+    except (OSError, MemoryError):  # the disk or the machine, not the record
+        raise
     except Exception as error:  # damage shows as RuntimeError (checksum), protobuf's DecodeError or a missing key
         return error
 
