@@ -1,11 +1,14 @@
 """The search space: every mesh, microbatch, remat and loss chunking that divides, with its price."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from planners.assumptions import Assumptions
-from planners.cost import step
+from planners.candidates import REMATS, Candidates
+from planners.cost import price
 from planners.layout import check_executable, indivisible, rules, ways
 from planners.memory import Remat
 from planners.plan import BATCH_AXES, MESH_AXES, PlanError, Prediction, Search, Workload
@@ -41,45 +44,51 @@ def summarise(choice: Choice, workload: Workload) -> str:
     return f"{axes} | {times} x {choice.microbatch} sequences | remat {choice.remat}{pieces}"
 
 
-def enumerate_choices(
-    workload: Workload, cluster: Cluster, search: Search, assumptions: Assumptions
-) -> Iterator[Choice]:
+def enumerate_choices(workload: Workload, cluster: Cluster, search: Search, assumptions: Assumptions) -> list[Choice]:
     """Every choice that divides and obeys the search; of the loss chunks only the fewest that fit, else the
     most.
 
     Raises PlanError, naming the numbers, when the search contradicts itself or nothing divides.
     """
+    candidates = enumerate_candidates(workload, cluster, search)
+    prices = price(workload, cluster, candidates, unroll=search.unroll, assumptions=assumptions)
+    rows = _fewest_chunks(candidates, prices.memory_bytes <= cluster.device.memory * search.memory_fraction)
+    return [
+        Choice(
+            mesh=candidates.mesh(row),
+            microbatch=int(candidates.microbatch[row]),
+            remat=REMATS[candidates.remat[row]],
+            loss_chunks=int(candidates.loss_chunks[row]),
+            predicted=prices.prediction(row),
+        )
+        for row in rows
+    ]
+
+
+def enumerate_candidates(workload: Workload, cluster: Cluster, search: Search) -> Candidates:
+    """Every combination that divides and obeys the search, the loss chunks of one choice next to each other, fewest
+    first. Raises PlanError, naming the numbers, when the search contradicts itself or nothing divides."""
     _check_search(workload, search)
-    budget = cluster.device.memory * search.memory_fraction
-    remats: tuple[Remat, ...] = ("none", "full") if search.remat == "auto" else (search.remat,)
+    remats = range(len(REMATS)) if search.remat == "auto" else [REMATS.index(search.remat)]
     chunks = [n for n in CHUNKS if workload.sequence % n == 0]
     chunks = [search.loss_chunks] if search.loss_chunks else chunks
-    for mesh in _meshes(workload, cluster, search):
-        priced = step(workload, cluster, mesh, unroll=search.unroll, assumptions=assumptions)
-        replicas = ways(BATCH_AXES, mesh)
-        microbatches = [search.microbatch] if search.microbatch else divisors(workload.batch)
-        for microbatch, remat in itertools.product(microbatches, remats):
-            if microbatch % replicas:
-                continue
-            tried = (
-                Choice(
-                    mesh=mesh,
-                    microbatch=microbatch,
-                    remat=remat,
-                    loss_chunks=pieces,
-                    predicted=priced.predict(microbatch=microbatch, remat=remat, loss_chunks=pieces),
-                )
-                for pieces in chunks
-            )
-            yield _first_that_fits(tried, budget)
+    microbatches = [search.microbatch] if search.microbatch else divisors(workload.batch)
+    meshes = np.array([list(mesh.values()) for mesh in _meshes(workload, cluster, search)])
+    mesh, *columns = np.meshgrid(np.arange(len(meshes)), microbatches, list(remats), chunks, indexing="ij")
+    sizes = dict(zip(MESH_AXES, meshes[mesh.ravel()].T, strict=True))
+    microbatch, remat, loss_chunks = (column.ravel() for column in columns)
+    every = Candidates.of(sizes, microbatch=microbatch, remat=remat, loss_chunks=loss_chunks)
+    return every.take(every.microbatch % every.replicas == 0)
 
 
-def _first_that_fits(choices: Iterator[Choice], budget: float) -> Choice:
-    """The first choice within the budget of bytes, else the last."""
-    choice = next(choices)
-    while choice.predicted.memory_bytes > budget and (following := next(choices, None)):
-        choice = following
-    return choice
+def _fewest_chunks(candidates: Candidates, fits: np.ndarray) -> np.ndarray:
+    """Rows: of each run of choices that differ in their loss chunks only, the first that fits, else the last."""
+    keys = np.stack([*candidates.sizes.values(), candidates.microbatch, candidates.remat])
+    starts = np.flatnonzero(np.append(True, np.any(keys[:, 1:] != keys[:, :-1], axis=0)))
+    ends = np.append(starts[1:], len(candidates))
+    following = np.where(fits, np.arange(len(candidates)), len(candidates))
+    first = np.minimum.accumulate(following[::-1])[::-1][starts]
+    return np.where(first < ends, first, ends - 1)
 
 
 def _meshes(workload: Workload, cluster: Cluster, search: Search) -> list[dict[str, int]]:

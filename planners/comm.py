@@ -1,66 +1,77 @@
 """Seconds of collectives on the links a mesh axis crosses: a latency per call plus bytes over bandwidth."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from planners.plan import MESH_AXES
 from planners.topology import Cluster, Link
+from planners.work import Number
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Group:
-    """The ranks of one mesh axis, and their nested rings: (ranks, link) from the innermost tier outwards."""
+    """The ranks of one mesh axis, and their nested rings: (ranks, link) from the innermost tier outwards.
 
-    ranks: int
-    rings: tuple[tuple[int, Link], ...]
+    One entry per candidate; a tier that a candidate's axis does not cross has 1 rank there and costs nothing.
+    """
 
-    def all_gather(self, size: float) -> float:
+    ranks: np.ndarray
+    rings: tuple[tuple[np.ndarray, Link], ...]
+
+    def all_gather(self, size: Number) -> np.ndarray:
         """Seconds to gather a tensor of `size` bytes (whole) from its equal shards.
 
         Hierarchical: each tier gathers what its inner tiers leave to it, (n - 1) / n of it per device
         (planners.md 3.5).
         """
-        seconds = 0.0
-        for ranks, link in self.rings:
-            latency = link.latency + link.doubling * math.log2(ranks)
-            seconds += latency + (ranks - 1) / ranks * size / link.bandwidth
-            size /= ranks
-        return seconds
+        return self._nested(size, 1.0)
 
-    def reduce_scatter(self, size: float) -> float:
+    def reduce_scatter(self, size: Number) -> np.ndarray:
         """Seconds to sum `size` bytes (whole) and leave each rank its shard: an all-gather backwards."""
         return self.all_gather(size)
 
-    def all_reduce(self, size: float) -> float:
+    def all_reduce(self, size: Number) -> np.ndarray:
         """Seconds to sum `size` bytes on every rank: reduce-scatter and all-gather, one call on each tier.
 
         `latency` was fitted to whole all-reduce calls, so it is paid once per tier.
         """
-        seconds = 0.0
-        for ranks, link in self.rings:
-            latency = link.latency + link.doubling * math.log2(ranks)
-            seconds += latency + 2 * (ranks - 1) / ranks * size / link.bandwidth
-            size /= ranks
-        return seconds
+        return self._nested(size, 2.0)
 
-    def sent(self, size: float) -> float:
+    def sent(self, size: Number) -> np.ndarray:
         """Bytes one device sends to gather or reduce-scatter `size` bytes; an all-reduce takes twice that."""
         return (self.ranks - 1) / self.ranks * size
 
+    def _nested(self, size: Number, passes: float) -> np.ndarray:
+        seconds = np.zeros(len(self.ranks))
+        left = np.broadcast_to(np.asarray(size, dtype=float), self.ranks.shape)
+        for ranks, link in self.rings:
+            latency = link.latency + link.doubling * np.log2(ranks)
+            seconds += np.where(ranks > 1, latency + passes * (ranks - 1) / ranks * left / link.bandwidth, 0.0)
+            left = left / ranks
+        return seconds
 
-def group(cluster: Cluster, mesh: Mapping[str, int], axis: str) -> Group:
-    """The ranks of `axis`, when devices are numbered with the last mesh axis fastest."""
-    size = mesh[axis]
-    stride = math.prod(mesh[name] for name in MESH_AXES[MESH_AXES.index(axis) + 1 :])
-    rings: list[tuple[int, Link]] = []
-    left, inside = size, 1
+
+def group(cluster: Cluster, sizes: Mapping[str, Number], axis: str) -> Group:
+    """The ranks of `axis`, when devices are numbered with the last mesh axis fastest.
+
+    `sizes` holds a number, or one number per candidate, for every mesh axis.
+    """
+    columns = dict(zip(MESH_AXES, np.broadcast_arrays(*(np.atleast_1d(sizes[a]) for a in MESH_AXES)), strict=True))
+    size = columns[axis]
+    stride = np.ones_like(size)
+    for name in MESH_AXES[MESH_AXES.index(axis) + 1 :]:
+        stride = stride * columns[name]
+    rings: list[tuple[np.ndarray, Link]] = []
+    left, inside = size, np.ones_like(size)
     for index, tier in enumerate(cluster.tiers):
-        outermost = index == len(cluster.tiers) - 1
-        reach = size if outermost else min(max(tier.devices // stride, 1), size)
-        ranks = left if outermost else min(max(reach // inside, 1), left)
-        if ranks > 1:
-            rings.append((ranks, tier))
-            inside *= ranks
-            left = -(-left // ranks)
+        if index == len(cluster.tiers) - 1:
+            ranks = left
+        else:
+            reach = np.clip(tier.devices // stride, 1, size)
+            ranks = np.minimum(np.maximum(reach // inside, 1), left)
+        rings.append((ranks, tier))
+        inside = inside * ranks
+        left = -(-left // ranks)
     return Group(ranks=size, rings=tuple(rings))

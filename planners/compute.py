@@ -1,7 +1,10 @@
 """Seconds of work on one device: matrix products at a size-dependent efficiency, the rest at memory speed."""
 
+import numpy as np
+
 from planners.assumptions import Assumptions
 from planners.topology import Device
+from planners.work import Number
 
 
 def rate(device: Device, dtype: str) -> float:
@@ -9,19 +12,17 @@ def rate(device: Device, dtype: str) -> float:
     return device.peak.get(dtype, device.nominal)
 
 
-def efficiency(flops: float, peak: float, assumptions: Assumptions) -> float:
+def efficiency(flops: Number, peak: float, assumptions: Assumptions) -> Number:
     """Share of the peak that one matrix product of `flops` reaches: e_max g / (g + g0) (planners.md 3.4)."""
     return assumptions.matmul_efficiency * flops / (flops + assumptions.matmul_half_seconds * peak)
 
 
-def matmul_seconds(flops: float, product: float, device: Device, dtype: str, assumptions: Assumptions) -> float:
+def matmul_seconds(flops: Number, product: Number, device: Device, dtype: str, assumptions: Assumptions) -> Number:
     """Seconds of `flops` done in matrix products of `product` FLOPs each."""
-    if flops <= 0:
-        return 0.0
     peak = rate(device, dtype)
-    return flops / (peak * efficiency(product, peak, assumptions))
+    return np.where(np.asarray(flops) > 0, flops / (peak * efficiency(product, peak, assumptions)), 0.0)
 
 
-def memory_seconds(moved: float, device: Device, assumptions: Assumptions) -> float:
+def memory_seconds(moved: Number, device: Device, assumptions: Assumptions) -> Number:
     """Seconds to move `moved` bytes to or from the device's memory."""
     return moved / (device.bandwidth * assumptions.memory_efficiency)

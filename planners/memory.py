@@ -1,20 +1,25 @@
-"""Bytes per device of one step, split into named parts."""
+"""Bytes per device of one step, split into named parts, for many candidates at once."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import numpy as np
+
 from planners.assumptions import Assumptions
-from planners.layout import ways
-from planners.plan import BATCH_AXES, BYTES, Rules, Table, Tensor, Workload
+from planners.candidates import Candidates
+from planners.layout import rules
+from planners.plan import BYTES, Table, Tensor, Workload
 from planners.topology import Device
+from planners.work import Number
 
 Remat: TypeAlias = Literal["none", "full"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Footprint:
-    """What a mesh leaves on each device, in bytes; activations and logits are those of ONE sequence.
+    """What a mesh leaves on each device, in bytes, one entry per candidate; activations and logits are those of ONE
+    sequence.
 
     Attributes:
         parameters: at rest, sharded as the rules say; exact.
@@ -34,55 +39,69 @@ class Footprint:
         scratch: what the attention kernel needs for one block at a time.
     """
 
-    parameters: int
-    optimizer: int
-    gradients: int
-    accumulator: int
-    layer: float
-    others: float
+    parameters: Number
+    optimizer: Number
+    gradients: Number
+    accumulator: Number
+    layer: Number
+    others: Number
     casts: bool
-    cast_layers: int
-    activations: int
-    carry: int
-    largest: int
-    logits: int
-    head_gradient: float
-    scratch: int
+    cast_layers: Number
+    activations: Number
+    carry: Number
+    largest: Number
+    logits: Number
+    head_gradient: Number
+    scratch: Number
 
 
-def footprint(workload: Workload, rules: Rules, mesh: Mapping[str, int]) -> Footprint:
+def shard_bytes(tensor: Tensor, table: Table, sizes: Mapping[str, Number]) -> np.ndarray:
+    """Bytes of the largest shard of a tensor (uneven shards round up), one entry per candidate."""
+    rows = dict(table)
+    total: np.ndarray = np.ones((), np.int64)
+    for name, dim in zip(tensor.axes, tensor.shape, strict=True):
+        parts: Number = np.ones((), np.int64)
+        for axis in rows.get(name or "", ()):
+            parts = parts * sizes.get(axis, 1)
+        total = total * -(-dim // parts)
+    return total * BYTES[tensor.dtype]
+
+
+def footprint(workload: Workload, sizes: Mapping[str, Number]) -> Footprint:
     """Bytes per device that depend on the mesh alone."""
-    gathered = {**mesh, "fsdp": 1}
+    layout = rules({})
+    gathered = {**sizes, "fsdp": 1}
     width = BYTES[workload.compute_dtype]
 
-    def rest(tensors: tuple[Tensor, ...], table: Table) -> int:
-        return sum(tensor.bytes_per_device(table, mesh) for tensor in tensors)
+    def rest(tensors: tuple[Tensor, ...], table: Table) -> Number:
+        return sum((shard_bytes(tensor, table, sizes) for tensor in tensors), np.zeros((), np.int64))
 
-    def work(tensor: Tensor) -> int:
-        return tensor.bytes_per_device(rules.activations, mesh)
+    def work(tensor: Tensor) -> np.ndarray:
+        return shard_bytes(tensor, layout.activations, sizes)
 
-    def elements(tensor: Tensor, where: Mapping[str, int]) -> int:
-        return tensor.bytes_per_device(rules.parameters, where) // BYTES[tensor.dtype]
+    def elements(tensors: list[Tensor], where: Mapping[str, Number]) -> np.ndarray:
+        parts = (shard_bytes(tensor, layout.parameters, where) // BYTES[tensor.dtype] for tensor in tensors)
+        return sum(parts, np.zeros((), np.int64))
 
     inside = [tensor for tensor in workload.parameters if "layers" in tensor.axes]
     outside = [tensor for tensor in workload.parameters if "layers" not in tensor.axes]
-    parameters = rest(workload.parameters, rules.parameters)
+    parameters = rest(workload.parameters, layout.parameters)
     kept = [work(tensor) for tensor in workload.activations]
     return Footprint(
         parameters=parameters,
-        optimizer=rest(workload.optimizer, rules.optimizer),
+        optimizer=rest(workload.optimizer, layout.optimizer),
         gradients=parameters,
-        accumulator=4 * sum(elements(tensor, mesh) for tensor in workload.parameters),
-        layer=width * sum(elements(tensor, gathered) for tensor in inside) / workload.layers,
-        others=width * sum(elements(tensor, gathered) for tensor in outside),
+        accumulator=4 * elements(list(workload.parameters), sizes),
+        layer=width * elements(inside, gathered) / workload.layers,
+        others=width * elements(outside, gathered),
         casts=any(tensor.dtype != workload.compute_dtype for tensor in workload.parameters),
-        cast_layers=width * sum(elements(tensor, mesh) for tensor in inside),
-        activations=sum(kept),
+        cast_layers=width * elements(inside, sizes),
+        activations=sum(kept, np.zeros((), np.int64)),
         carry=work(workload.carry),
-        largest=max(kept, default=0),
+        largest=np.max(np.stack(np.broadcast_arrays(*kept)), axis=0) if kept else np.zeros((), np.int64),
         logits=work(workload.logits) * width // BYTES[workload.logits.dtype],
-        head_gradient=4.0 * sum(elements(tensor, gathered) for tensor in outside),
-        scratch=sum(work(tensor) for tensor in workload.scratch),
+        head_gradient=4.0 * elements(outside, gathered),
+        scratch=sum((work(tensor) for tensor in workload.scratch), np.zeros((), np.int64)),
     )
 
 
@@ -90,14 +109,11 @@ def memory(
     step: Footprint,
     workload: Workload,
     device: Device,
-    mesh: Mapping[str, int],
+    candidates: Candidates,
     *,
-    microbatch: int,
-    remat: Remat,
-    loss_chunks: int,
     unroll: int,
     assumptions: Assumptions,
-) -> dict[str, float]:
+) -> dict[str, np.ndarray]:
     """Bytes per device at the peak of one step, by part; the parts add up.
 
     `update_excess` is what the optimizer needs beyond what the backward pass has freed by then. The peak is
@@ -106,29 +122,34 @@ def memory(
     them as residuals of the layer scan, sharded like the weights (seen in compiled programs, jax 0.10 on
     CPU). With full rematerialisation every block keeps its input, and the block in flight its activations.
     """
-    replicas = ways(BATCH_AXES, mesh)
-    sequences = microbatch // replicas
-    fsdp = mesh["fsdp"] > 1
-    blocks, kept_inputs = (workload.layers, 0) if remat == "none" else (1, workload.layers * step.carry)
-    parts: dict[str, float] = {
+    replicas = candidates.replicas
+    sequences = candidates.microbatch // replicas
+    fsdp = candidates.sizes["fsdp"] > 1
+    chunked = candidates.loss_chunks > 1
+    none = candidates.remat == candidates.remats.index("none")
+    blocks = np.where(none, workload.layers, 1)
+    kept_inputs = np.where(none, 0, workload.layers * step.carry)
+    casts = np.asarray(step.casts)
+    parts: dict[str, Number] = {
         "parameters": step.parameters,
         "optimizer": step.optimizer,
         "gradients": step.gradients,
-        "gradient_accumulator": step.accumulator if microbatch < workload.batch else 0,
-        "working_parameters": min(unroll + fsdp, workload.layers) * step.layer
-        + (step.others if fsdp or step.casts else 0.0),
-        "working_gradients": max(step.layer, step.others) if fsdp else 0.0,
-        "cast_weights": step.cast_layers if step.casts and remat == "none" else 0,
+        "gradient_accumulator": np.where(candidates.microbatch < workload.batch, step.accumulator, 0),
+        "working_parameters": np.minimum(unroll + fsdp, workload.layers) * step.layer
+        + np.where(fsdp | casts, step.others, 0),
+        "working_gradients": np.where(fsdp, np.maximum(step.layer, step.others), 0),
+        "cast_weights": np.where(casts & none, step.cast_layers, 0),
         "activations": sequences * (kept_inputs + blocks * step.activations),
         "attention_scratch": sequences * step.scratch,
         "block_transient": sequences * (step.carry + assumptions.block_transient * step.largest),
-        "logits": sequences * 2 * step.logits / loss_chunks,
-        "head_gradient": step.head_gradient if loss_chunks > 1 else 0.0,
+        "logits": sequences * 2 * step.logits / candidates.loss_chunks,
+        "head_gradient": np.where(chunked, step.head_gradient, 0),
         "batch": assumptions.batch_bytes * workload.tokens / replicas,
         "runtime": device.overhead,
     }
     kept = ("parameters", "optimizer", "gradients", "batch", "runtime")
     freed = sum(size for name, size in parts.items() if name not in kept)
     copies = assumptions.update_copies if device.kind == "cpu" else assumptions.update_copies_gpu
-    parts["update_excess"] = max(copies * step.gradients - freed, 0.0)
-    return {name: float(size) for name, size in parts.items() if size}
+    parts["update_excess"] = np.maximum(copies * step.gradients - freed, 0.0)
+    whole = np.zeros(len(candidates))
+    return {name: whole + size for name, size in parts.items()}

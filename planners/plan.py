@@ -16,10 +16,10 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 import cattrs
 from cattrs.v import format_exception
 
-MESH_AXES = ("zone", "data", "fsdp", "stage", "context", "tensor")
+MESH_AXES: tuple[str, ...] = ("zone", "data", "fsdp", "stage", "context", "tensor")
 """Every mesh axis, slowest link first. Axes of size 1 are kept, so sharding rules never change."""
 
-BATCH_AXES = ("zone", "data", "fsdp")
+BATCH_AXES: tuple[str, ...] = ("zone", "data", "fsdp")
 """The mesh axes that split the batch: together they are the data-parallel replicas."""
 
 FORMAT = 1

@@ -22,7 +22,6 @@ from jaxlm.sharding import batch_sharding, make_mesh
 from jaxlm.trainer.config import TrainConfig
 from jaxlm.trainer.state import TrainState, init_state
 from jaxlm.tree import named_axes, named_leaves
-from planners.layout import rules
 from planners.memory import footprint
 from tests.laws.work import GPT2, LENGTH, LLAMA, SEQUENCES, make_plan, packed_batch, weights
 
@@ -126,7 +125,7 @@ def test_state_moves_between_meshes_through_a_checkpoint_bit_for_bit(kind, tmp_p
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_planner_knows_the_bytes_of_the_state_on_each_device(kind):
     made = session(kind, SHARDED)
-    step = footprint(workload_of(made.run, LLAMA, made.how), rules(made.plan.mesh), made.plan.mesh)
+    step = footprint(workload_of(made.run, LLAMA, made.how), made.plan.mesh)
     held = sum(
         leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(trained(kind, True).opt) if leaf.shape
     )
