@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from planners.device_table import Copy, Product
+from planners.link_table import COLLECTIVES, Timing
 from planners.plan import PlanError, structure
 
 NODE = 8
@@ -47,6 +49,8 @@ class Device:
         nominal: FLOP/s that rank plans when `peak` has no entry for the dtype.
         overhead: bytes that runtime libraries keep for themselves.
         source: where the figures come from.
+        products: measured matrix products by dtype; where there are none, a formula says how much of `peak` is reached.
+        copies: measured copies in its memory; where there are none, a formula says how much of `bandwidth` is reached.
     """
 
     kind: str
@@ -56,6 +60,8 @@ class Device:
     nominal: float = NOMINAL_DEVICE
     overhead: int = GPU_OVERHEAD
     source: str = "unknown"
+    products: dict[str, tuple[Product, ...]] = field(default_factory=dict)
+    copies: tuple[Copy, ...] = ()
 
     def __post_init__(self) -> None:
         if self.memory <= 0 or self.bandwidth <= 0 or self.nominal <= 0:
@@ -72,6 +78,7 @@ class Link:
         bandwidth: bytes/s that one device reaches in one direction in a ring collective.
         latency: seconds of one collective call, however small.
         doubling: further seconds of a call for each doubling of the ranks.
+        measured: measured calls of each collective; where there are none, `latency` and `bandwidth` say what one costs.
     """
 
     name: str
@@ -79,10 +86,16 @@ class Link:
     bandwidth: float
     latency: float = 0.0
     doubling: float = 0.0
+    measured: dict[str, tuple[Timing, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.devices < 1 or self.bandwidth <= 0:
             raise PlanError(f"link {self.name}: devices and bandwidth must be positive")
+        for name in self.measured:
+            if name not in COLLECTIVES:
+                raise PlanError(
+                    f"link {self.name}: measured collective {name!r}{_suggest(name, COLLECTIVES)}; known: {known}"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
