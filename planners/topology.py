@@ -93,9 +93,7 @@ class Link:
             raise PlanError(f"link {self.name}: devices and bandwidth must be positive")
         for name in self.measured:
             if name not in COLLECTIVES:
-                raise PlanError(
-                    f"link {self.name}: measured collective {name!r}{_suggest(name, COLLECTIVES)}; known: {known}"
-                )
+                raise PlanError(f"link {self.name}: unknown collective {name!r}{_suggest(name, COLLECTIVES)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
