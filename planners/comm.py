@@ -1,10 +1,11 @@
-"""Seconds of collectives on the links a mesh axis crosses: a latency per call plus bytes over bandwidth."""
+"""Seconds of collectives on the links a mesh axis crosses: measured, or a latency plus bytes over bandwidth."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from planners.link_table import Collective, collective_seconds, moved
 from planners.plan import MESH_AXES
 from planners.topology import Cluster, Link
 from planners.work import Number
@@ -26,31 +27,38 @@ class Group:
         Hierarchical: each tier gathers what its inner tiers leave to it, (n - 1) / n of it per device
         (planners.md 3.5).
         """
-        return self._nested(size, 1.0)
+        return self._nested(size, "all_gather")
 
     def reduce_scatter(self, size: Number) -> np.ndarray:
         """Seconds to sum `size` bytes (whole) and leave each rank its shard: an all-gather backwards."""
-        return self.all_gather(size)
+        return self._nested(size, "reduce_scatter")
 
     def all_reduce(self, size: Number) -> np.ndarray:
         """Seconds to sum `size` bytes on every rank: reduce-scatter and all-gather, one call on each tier.
 
         `latency` was fitted to whole all-reduce calls, so it is paid once per tier.
         """
-        return self._nested(size, 2.0)
+        return self._nested(size, "all_reduce")
 
     def sent(self, size: Number) -> np.ndarray:
         """Bytes one device sends to gather or reduce-scatter `size` bytes; an all-reduce takes twice that."""
         return (self.ranks - 1) / self.ranks * size
 
-    def _nested(self, size: Number, passes: float) -> np.ndarray:
+    def _nested(self, size: Number, collective: Collective) -> np.ndarray:
         seconds = np.zeros(len(self.ranks))
         left = np.broadcast_to(np.asarray(size, dtype=float), self.ranks.shape)
         for ranks, link in self.rings:
-            latency = link.latency + link.doubling * np.log2(ranks)
-            seconds += np.where(ranks > 1, latency + passes * (ranks - 1) / ranks * left / link.bandwidth, 0.0)
+            seconds += link_seconds(link, collective, ranks, left)
             left = left / ranks
         return seconds
+
+
+def link_seconds(link: Link, collective: Collective, ranks: Number, size: Number) -> np.ndarray:
+    """Seconds of one call on one tier: read off what was measured there, else a latency plus bytes over bandwidth."""
+    if rows := link.measured.get(collective):
+        return collective_seconds(rows, collective, np.asarray(ranks), size)
+    latency = link.latency + link.doubling * np.log2(ranks)
+    return np.where(np.asarray(ranks) > 1, latency + moved(collective, ranks) * size / link.bandwidth, 0.0)
 
 
 def group(cluster: Cluster, sizes: Mapping[str, Number], axis: str) -> Group:

@@ -43,9 +43,9 @@ LinkTable: TypeAlias = Mapping[str, Sequence[Timing]]
 
 
 def collective_seconds(
-    rows: Sequence[Timing], collective: str, ranks: int, size: float | np.ndarray
-) -> float | np.ndarray:
-    """Seconds of a call on `ranks` devices of `size` bytes (see `Timing.bytes`), number or array.
+    rows: Sequence[Timing], collective: str, ranks: int | np.ndarray, size: float | np.ndarray
+) -> np.ndarray:
+    """Seconds of a call on `ranks` devices of `size` bytes (see `Timing.bytes`), numbers or arrays; 0 on one device.
 
     Between two sizes time is linear in the bytes, which is exact for a latency plus bytes over bandwidth; above the
     largest it goes on at the slope of the last two rows, below the smallest it stays. Between two rank counts it is
@@ -54,33 +54,39 @@ def collective_seconds(
     """
     if not rows:
         raise ValueError(f"no measurement of {collective}")
-    counts = np.array(sorted({row.ranks for row in rows}))
-    at = int(np.searchsorted(counts, ranks))
-    if at < len(counts) and counts[at] == ranks:
-        return _of_size(rows, ranks, size)
-    if at in (0, len(counts)):
-        nearest = int(counts[min(at, len(counts) - 1)])
-        return _of_size(rows, nearest, size) * (moved(collective, ranks) / moved(collective, nearest))
-    below, above = int(counts[at - 1]), int(counts[at])
-    share = np.log2(ranks / below) / np.log2(above / below)
-    return (1.0 - share) * _of_size(rows, below, size) + share * _of_size(rows, above, size)
+    wanted, sizes = np.broadcast_arrays(np.asarray(ranks), np.asarray(size, dtype=float))
+    found = np.zeros(wanted.shape)
+    for count in np.unique(wanted[wanted > 1]):
+        here = wanted == count
+        found[here] = _of_ranks(rows, collective, int(count), sizes[here])
+    return found
 
 
-def moved(collective: str, ranks: int) -> float:
+def moved(collective: str, ranks: float | np.ndarray) -> float | np.ndarray:
     """Bytes that one device sends in a ring, over the bytes of the whole tensor (planners.md 3.5)."""
     if collective == "permute":
         return 1.0
     return (2.0 if collective == "all_reduce" else 1.0) * (ranks - 1) / ranks
 
 
-def _of_size(rows: Sequence[Timing], ranks: int, size: float | np.ndarray) -> float | np.ndarray:
+def _of_ranks(rows: Sequence[Timing], collective: str, ranks: int, sizes: np.ndarray) -> np.ndarray:
+    counts = np.array(sorted({row.ranks for row in rows}))
+    at = int(np.searchsorted(counts, ranks))
+    if at < len(counts) and counts[at] == ranks:
+        return _of_size(rows, ranks, sizes)
+    if at in (0, len(counts)):
+        nearest = int(counts[min(at, len(counts) - 1)])
+        return _of_size(rows, nearest, sizes) * (moved(collective, ranks) / moved(collective, nearest))
+    below, above = int(counts[at - 1]), int(counts[at])
+    share = np.log2(ranks / below) / np.log2(above / below)
+    return (1.0 - share) * _of_size(rows, below, sizes) + share * _of_size(rows, above, sizes)
+
+
+def _of_size(rows: Sequence[Timing], ranks: int, sizes: np.ndarray) -> np.ndarray:
     known = sorted((row.bytes, row.seconds) for row in rows if row.ranks == ranks)
     bytes_, seconds = (np.array(column, dtype=float) for column in zip(*known, strict=True))
-    inside = np.interp(size, bytes_, seconds)
     if len(known) == 1:  # one size says nothing of the latency: all of it is taken for bandwidth
         slope = seconds[-1] / bytes_[-1]
     else:
         slope = max((seconds[-1] - seconds[-2]) / (bytes_[-1] - bytes_[-2]), 0.0)
-    beyond = seconds[-1] + slope * (np.asarray(size, dtype=float) - bytes_[-1])
-    found = np.where(np.asarray(size) > bytes_[-1], beyond, inside)
-    return float(found) if np.ndim(size) == 0 else found
+    return np.interp(sizes, bytes_, seconds) + slope * np.maximum(sizes - bytes_[-1], 0.0)

@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 
+from planners.assumptions import Assumptions
+from planners.comm import group
+from planners.compute import matmul_seconds
 from planners.device_table import Product, product_rate
 from planners.link_table import Timing, collective_seconds, moved
-from planners.plan import PlanError
+from planners.plan import MESH_AXES, PlanError
 from planners.topology import load_cluster
 
 ALPHA, BANDWIDTH = 50e-6, 1e9
@@ -71,3 +74,13 @@ def test_an_unknown_collective_in_a_cluster_file_is_named_with_a_suggestion(tmp_
     path.write_text(FILE % "allreduce")
     with pytest.raises(PlanError, match="did you mean 'all_reduce'"):
         load_cluster(path)
+
+
+def test_the_cost_model_reads_measured_tables_where_a_cluster_has_them(tmp_path):
+    path = tmp_path / "probe.yaml"
+    path.write_text(FILE % "all_reduce")
+    cluster = load_cluster(path)
+    ring = group(cluster, dict.fromkeys(MESH_AXES, 1) | {"data": 4}, "data")
+    np.testing.assert_allclose(ring.all_reduce(2_000.0), [2e-3])
+    np.testing.assert_allclose(ring.all_gather(2_000.0), [1.5e-6])
+    np.testing.assert_allclose(matmul_seconds(1e9, 1e6, cluster.device, "float32", Assumptions()), 0.1)
