@@ -24,6 +24,9 @@ class Verdict:
         targets: statistic -> the most (with `larger`, the least) that counts as met.
         fitted: hashes of every row that any coefficient of ours saw.
         judged: hashes of the rows that `ours` was judged on. The two never meet.
+        folds: where several fits share one verdict (each row judged by the fit that did not see it): the hashes of
+            the fitted and of the judged rows of each fit. They never meet within a fold, and every judged row is in
+            one fold only.
         constants: where the coefficients come from, in a few words.
         larger: larger values are better (AUC, rank correlation).
         details: for machines.
@@ -38,6 +41,7 @@ class Verdict:
     targets: dict[str, float] = field(default_factory=dict)
     fitted: frozenset[str] = frozenset()
     judged: frozenset[str] = frozenset()
+    folds: tuple[tuple[frozenset[str], frozenset[str]], ...] = ()
     constants: str = ""
     larger: bool = False
     details: dict[str, Any] = field(default_factory=dict)
@@ -45,6 +49,11 @@ class Verdict:
     def __post_init__(self) -> None:
         if both := self.fitted & self.judged:
             raise ValueError(f"{self.what}, {self.league}: {len(both)} rows were fitted and are judged")
+        seen: set[str] = set()
+        for fitted, judged in self.folds:
+            if both := (fitted & judged) | (seen & judged):
+                raise ValueError(f"{self.what}, {self.league}: {len(both)} rows of a fold were fitted or judged before")
+            seen |= judged
         if unknown := set(self.targets) - set(STATISTICS):
             raise ValueError(f"{self.what}: unknown statistic {sorted(unknown)}; it is one of {STATISTICS}")
 
