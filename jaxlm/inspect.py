@@ -23,8 +23,10 @@ from jaxlm.folder import Folder, open_run
 from jaxlm.model.generate import plain
 from jaxlm.model.latency import latency
 from jaxlm.model.transformer import Transformer
+from jaxlm.runtime.aot import CHIPS, chip_name
 from jaxlm.runtime.distributed import Job, start
 from jaxlm.session import (
+    Numerics,
     Session,
     expected_vocab,
     inference_plan,
@@ -41,10 +43,22 @@ from planners.topology import Cluster, load_cluster
 def make_plan(run: Run, cluster_name: str | None) -> tuple[Plan, Cluster]:
     """The plan for this machine, or for a cluster by preset name or file."""
     cluster = load_cluster(cluster_name) if cluster_name else local_machine()
-    platform = "cpu" if cluster.device.kind == "cpu" else "gpu"
-    model = resolve(run, expected_vocab(run))
-    workload = workload_of(run, model, numerics(run.model, platform, elsewhere=cluster_name is not None))
+    how = local_numerics(run) if cluster_name is None else numerics_of(run, cluster)
+    workload = workload_of(run, resolve(run, expected_vocab(run)), how)
     return search_plan(workload, cluster, run.plan), cluster
+
+
+def local_numerics(run: Run) -> Numerics:
+    """Dtype and kernel on this machine."""
+    return numerics(run.model, "cpu" if jax.default_backend() == "cpu" else "gpu")
+
+
+def numerics_of(run: Run, cluster: Cluster) -> Numerics:
+    """Dtype and kernel on the devices of a cluster that is not here."""
+    if cluster.device.kind == "cpu":
+        return numerics(run.model, "cpu", elsewhere=True)
+    name = chip_name(cluster.device.kind)
+    return numerics(run.model, "gpu", elsewhere=True, capability=CHIPS[name].capability if name else None)
 
 
 def prepare_data(run: Run) -> tuple[str, dict[str, Any]]:

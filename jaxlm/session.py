@@ -57,6 +57,11 @@ def resolve(run: Run, vocab: int) -> ModelConfig:
     return dataclasses.replace(model, vocab=model.vocab or vocab, positions=positions)
 
 
+BFLOAT16 = (8, 0)
+"""The first compute capability that multiplies bfloat16 matrices: a V100 (7.0) has tensor cores for float16 only,
+https://docs.nvidia.com/cuda/cuda-c-programming-guide/index.html#arithmetic-instructions, and `auto` means float32."""
+
+
 @dataclass(frozen=True, slots=True)
 class Numerics:
     """The two choices that depend on the platform: compute dtype and attention kernel."""
@@ -66,14 +71,22 @@ class Numerics:
     kernel: Kernel
 
 
-def numerics(model: ModelConfig, platform: str, *, elsewhere: bool = False) -> Numerics:
+def numerics(
+    model: ModelConfig, platform: str, *, elsewhere: bool = False, capability: tuple[int, int] | None = None
+) -> Numerics:
     """Raises ConfigError when the configured kernel cannot run; it is never replaced silently.
 
-    `elsewhere`: on a machine other than this one, whose GPU is not known here.
+    Args:
+        model: what is to be computed.
+        platform: `cpu` or `gpu`.
+        elsewhere: on a machine other than this one.
+        capability: the compute capability of the GPUs there; None where it is not known.
     """
-    dtype = model.dtype if model.dtype != "auto" else ("float32" if platform == "cpu" else "bfloat16")
+    capability = capability if elsewhere else _capability()
+    tensor_cores = platform != "cpu" and (capability is None or capability >= BFLOAT16)
+    dtype = model.dtype if model.dtype != "auto" else ("bfloat16" if tensor_cores else "float32")
     try:
-        return Numerics(platform, dtype, choose_kernel(model, platform, dtype, None if elsewhere else _capability()))
+        return Numerics(platform, dtype, choose_kernel(model, platform, dtype, capability))
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
@@ -111,16 +124,20 @@ def inference_plan(model: ModelConfig, devices: int, batch: int) -> Plan:
 
 @dataclass(frozen=True)
 class Session:
-    """A model on a mesh, as a Plan says. Use inside `with jax.set_mesh(session.mesh)`."""
+    """A model on a mesh, as a Plan says. Use inside `with jax.set_mesh(session.mesh)`.
+
+    `devices` are those of this job unless others are given, such as GPUs that can be compiled for and nothing else.
+    """
 
     run: Run
     model: ModelConfig
     how: Numerics
     plan: Plan
+    devices: tuple[Any, ...] = ()
 
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
-        return make_mesh(self.plan)
+        return make_mesh(self.plan, self.devices)
 
     @cached_property
     def tx(self) -> optax.GradientTransformation:
@@ -176,6 +193,16 @@ class Session:
     def feed(self, source: Any, accumulation: int, sequences: int, *, packed: bool | None = None) -> Feed:
         packed = self.run.data.mode == "pack" if packed is None else packed
         return Feed(source, batch_sharding(self.mesh), accumulation, sequences, packed=packed)
+
+    @cached_property
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The batch of one training step as shapes with shardings."""
+        shape = (self.plan.batch.accumulation, self.plan.batch.microbatch, self.run.data.sequence)
+        kinds: dict[str, Any] = {"tokens": jnp.int32, "targets": jnp.int32, "positions": jnp.int32}
+        kinds |= {"segments": jnp.int32} if self.run.data.mode == "pack" else {}
+        place = batch_sharding(self.mesh)
+        kinds |= {"weights": jnp.float32}
+        return {name: jax.ShapeDtypeStruct(shape, kind, sharding=place) for name, kind in kinds.items()}
 
     def compile_step(self, batch: Any) -> jax.stages.Compiled:
         """The training step, compiled once, ahead of the first step. Raises ConfigError for an unknown XLA option."""

@@ -21,6 +21,9 @@ from jaxlm.sharding import Rules
 Kernel = Literal["xla", "cudnn", "cudnn_segments"]
 """`cudnn` keeps the documents of a packed row apart by a mask, `cudnn_segments` by their offsets."""
 
+AMPERE = (8, 0)
+"""The first compute capability with cuDNN flash attention (jax/_src/cudnn/fused_attention_stablehlo.py)."""
+
 SEGMENTS_BY_DEFAULT = False
 """Whether `auto` takes `cudnn_segments` where it can. It has been compiled for H100 and its arithmetic checked, but it
 has never run on one: set this to True once `pytest -m gpu tests/gpu/test_segments_on_gpu.py` has passed there."""
@@ -37,14 +40,17 @@ def choose_kernel(config: ModelConfig, platform: str, dtype: str, capability: tu
     (jax/_src/cudnn/fused_attention_stablehlo.py).
     """
     on_gpu = platform in ("gpu", "cuda")
+    old = capability is not None and capability < AMPERE
     problems = []
     if not on_gpu:
         problems.append(f"the platform is {platform}")
+    if capability is not None and old:
+        problems.append(f"the GPU's compute capability is {capability[0]}.{capability[1]}, it needs 8.0")
     if dtype != "bfloat16":
         problems.append(f"model.dtype is {dtype}, it needs bfloat16")
     if config.per_head % 8 or config.per_head > 256:
         problems.append(f"head_dim={config.per_head} is not a multiple of 8 up to 256")
-    if config.attention == "xla" or (config.attention == "auto" and not on_gpu):
+    if config.attention == "xla" or (config.attention == "auto" and (old or not on_gpu)):
         return "xla"
     if config.attention == "segments" and (found := problems + packed_attention.obstacles(capability)):
         raise ValueError(

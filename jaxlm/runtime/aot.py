@@ -78,7 +78,8 @@ class Chip:
 
 
 # Facts about the chips, as XLA records them in xla/backends/gpu/target_config/specs of github.com/openxla/xla
-# (h100_sxm, h200, a100_sxm_40, a100_sxm_80), under the names of planners/facts/devices.yaml.
+# (h100_sxm, h200, a100_sxm_40, a100_sxm_80, v100), under the names of planners/facts/devices.yaml. XLA's V100 is the
+# 16 GB part; ours has 32 GB, its memory in devices.yaml, and is the same chip otherwise.
 _hopper = partial(
     Chip, capability=(9, 0), features="ACCELERATED_FEATURES", cores=132, fpus=128, shared=233472, optin=232448,
     cache=52428800, clock=1.98,
@@ -87,15 +88,24 @@ _ampere = partial(
     Chip, capability=(8, 0), features="NONE", cores=108, fpus=64, shared=167936, optin=166912, cache=41943040,
     clock=1.41,
 )  # fmt: skip
+_volta = partial(
+    Chip, capability=(7, 0), features="NONE", cores=80, fpus=64, shared=98304, optin=98304, cache=6291456, clock=1.53,
+)  # fmt: skip
 CHIPS: dict[str, Chip] = {
     "H100": _hopper(description="NVIDIA H100 80GB HBM3", bandwidth=3352320000000, memory=84942979072),
     "H200": _hopper(description="NVIDIA H200", bandwidth=4800000000000, memory=151397597184),
     "A100-40": _ampere(description="NVIDIA A100-SXM4-40GB", bandwidth=1555200000000, memory=42331013120),
     "A100-80": _ampere(description="NVIDIA A100-SXM4-80GB", bandwidth=2039040000000, memory=85100068864),
+    "V100": _volta(description="Tesla V100-SXM2-32GB", bandwidth=898048000000, memory=34088157184),
 }
 
 NODE = 8
 """GPUs of one host in a target of more than that."""
+
+
+def chip_name(kind: str) -> str | None:
+    """The name in CHIPS of a device, called by that name or as JAX reports it; None for a device not in it."""
+    return next((name for name, chip in CHIPS.items() if kind in (name, chip.description)), None)
 
 
 def missing() -> tuple[str, ...]:

@@ -83,7 +83,7 @@ def test_segment_offsets_need_less_memory_than_a_mask_on_long_rows() -> None:
 
 
 def test_unknown_target_is_named() -> None:
-    with pytest.raises(ValueError, match="unknown GPU 'H99'; it is one of H100, H200, A100-40, A100-80"):
+    with pytest.raises(ValueError, match="unknown GPU 'H99'; it is one of H100, H200, A100-40, A100-80, V100"):
         aot.target("H99", 8)
     with pytest.raises(ValueError, match="devices=12 must be"):
         aot.target("H100", 12)
