@@ -79,6 +79,7 @@ class Habits:
         fragments: share of a recomputed block's memory that the allocator cannot give to the logits.
         bucket: bytes per parameter of one bucket of reduced gradients.
         bucket_parameters: parameters in one bucket, at most.
+        update: bytes per owned parameter besides, while the optimizer runs.
         state_scale: correction of everything at rest; 1 counts it exactly.
         runtime: bytes of CUDA, NCCL and kernels on each device.
         group: bytes for each kind of communicator besides data parallelism (tensor, pipeline).
@@ -107,6 +108,7 @@ class Habits:
     fragments: Number = _counted(0.0, "no fragmentation")
     bucket: Number = _counted(6.0, "16-bit copy and float32 copy")
     bucket_parameters: Number = _counted(5e8, "DeepSpeed's default bucket")
+    update: Number = _counted(4.0, "float32 gradients of the parameters that a device updates")
     state_scale: Number = _counted(1.0, "exact")
     runtime: Number = _counted(1.5 * GIB, "CUDA context 0.5 GiB, NCCL 1 GiB (planners.md 3.3: 2 to 4 GB)")
     group: Number = _counted(0.5 * GIB, "buffers of one more NCCL communicator")
@@ -202,7 +204,10 @@ def occupancy(shape: Shape, batch: Number, candidates: Candidates, habits: Habit
         kept = flight * np.where(full, saved, block)
         state = {name: habits.state_scale * parameters * each for name, each in per_parameter.items()}
         held = last * vocabulary * habits.logits_held
-        update = habits.bucket * np.minimum(parameters, habits.bucket_parameters) + 4.0 * parameters / sharded / fsdp
+        update = (
+            habits.bucket * np.minimum(parameters, habits.bucket_parameters)
+            + habits.update * parameters / sharded / fsdp
+        )
         options = [  # activations, logits, working: one row per entry of MOMENTS
             (kept, last * vocabulary * whole, np.where(full, habits.fragments * (block + working), 0.0)),
             (kept + np.where(full, block, 0.0), held, working),

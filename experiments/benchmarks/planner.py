@@ -84,7 +84,7 @@ def report_of(verdicts: Sequence[Verdict], source: Source, *, samples: int, seed
     misses: list[str] = []
     for verdict in verdicts:
         what = f"{verdict.what}, {verdict.league}"
-        for name in STATISTICS:
+        for name in verdict.shown:
             rows.append(_ours(verdict, what, name, samples, seed))
             if verdict.met(name) is False:
                 value = statistic(name, verdict.ours)
@@ -100,7 +100,7 @@ def report_of(verdicts: Sequence[Verdict], source: Source, *, samples: int, seed
                 note=f"baseline: {other}",
             )
             for other, values in verdict.baselines.items()
-            for name in STATISTICS
+            for name in verdict.shown
         )
         for other, figures in verdict.published.items():
             for name, value in figures.items():
@@ -140,7 +140,8 @@ def _details(verdict: Verdict) -> dict[str, object]:
         "met": {name: verdict.met(name) for name in verdict.targets},
         "constants": verdict.constants,
         "rows_fitted": len(verdict.fitted),
-        "rows_judged": len(verdict.judged),
+        "rows_judged": len(verdict.judged) or sum(len(judged) for _, judged in verdict.folds),
+        "folds": [{"fitted": len(fitted), "judged": len(judged)} for fitted, judged in verdict.folds],
         **verdict.details,
     }
 

@@ -29,6 +29,7 @@ class Verdict:
             one fold only.
         constants: where the coefficients come from, in a few words.
         larger: larger values are better (AUC, rank correlation).
+        shown: statistics that say something; of shares and of an AUC only the mean does.
         details: for machines.
     """
 
@@ -44,6 +45,7 @@ class Verdict:
     folds: tuple[tuple[frozenset[str], frozenset[str]], ...] = ()
     constants: str = ""
     larger: bool = False
+    shown: tuple[str, ...] = STATISTICS
     details: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
