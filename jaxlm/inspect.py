@@ -35,9 +35,10 @@ from jaxlm.session import (
     resolve,
     workload_of,
 )
+from planners.cluster_file import load_cluster
 from planners.plan import Plan
 from planners.search import plan as search_plan
-from planners.topology import Cluster, load_cluster
+from planners.topology import Cluster
 
 
 def make_plan(run: Run, cluster_name: str | None) -> tuple[Plan, Cluster]:

@@ -29,7 +29,8 @@ from jaxlm.trainer.step import make_train_step
 from jaxlm.tree import from_named, named_leaves
 from planners.layout import rules
 from planners.plan import MESH_AXES, Batch, Plan, Segment, Workload
-from planners.topology import Cluster, local_cluster
+from planners.presets import local_cluster
+from planners.topology import Cluster
 
 
 def local_machine() -> Cluster:

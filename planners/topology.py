@@ -1,40 +1,22 @@
-"""The machines a plan runs on: devices, the links between them, and where their figures come from."""
+"""The machines a plan runs on: a graph of devices, and of the links between them in nested tiers."""
 
-import dataclasses
-import difflib
-import functools
-import os
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-import yaml
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from planners.device_table import Copy, Product
 from planners.link_table import COLLECTIVES, Timing
-from planners.plan import PlanError, structure
-
-NODE = 8
-"""Devices in one node of every preset."""
+from planners.plan import PlanError
+from planners.suggestions import suggest
 
 GPU_OVERHEAD = 2 * 2**30
 """Bytes that CUDA, NCCL and cuDNN keep on each GPU: the low end of the 2-4 GB of planners.md 3.3."""
-
-CPU_OVERHEAD = 512 * 2**20
-"""Bytes of one host process with Python, JAX and compiled programs: an idle process, rounded up."""
-
-NOMINAL_CORE = 3.0e10
-"""FLOP/s of one CPU core, for ranking only: no measurement, never used for MFU."""
 
 NOMINAL_DEVICE = 1.0e14
 """FLOP/s of an unknown accelerator, for ranking only: no measurement, never used for MFU."""
 
 NOMINAL_BANDWIDTH = {"cpu": 2.0e10, "gpu": 1.0e12}
 """Memory bytes/s of a host and of an unknown accelerator, for ranking only."""
-
-FACTS = Path(__file__).parent / "facts" / "devices.yaml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,13 +75,58 @@ class Link:
             raise PlanError(f"link {self.name}: devices and bandwidth must be positive")
         for name in self.measured:
             if name not in COLLECTIVES:
-                raise PlanError(f"link {self.name}: unknown collective {name!r}{_suggest(name, COLLECTIVES)}")
+                raise PlanError(f"link {self.name}: unknown collective {name!r}{suggest(name, COLLECTIVES)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """A link between two given members of a tier that differs from the tier's other links.
+
+    Attributes:
+        tier: name of the tier.
+        between: numbers of two members that it joins, counted from 0 over the whole cluster (a member of the
+            innermost tier is a device, of the next one a node, and so on); one number stands for all links of
+            that member.
+        bandwidth: bytes/s of one device over it, in one direction.
+        latency: seconds of one call; None takes the tier's.
+    """
+
+    tier: str
+    between: tuple[int, ...]
+    bandwidth: float
+    latency: float | None = None
+
+    def __post_init__(self) -> None:
+        if len(set(self.between)) != len(self.between) or len(self.between) not in (1, 2) or min(self.between) < 0:
+            raise PlanError(f"edge of {self.tier}: between={list(self.between)} must be one or two member numbers")
+        if self.bandwidth <= 0:
+            raise PlanError(f"edge of {self.tier} between {list(self.between)}: bandwidth must be positive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """Equal devices, numbered consecutively, of a cluster that mixes kinds or joins zones.
+
+    Attributes:
+        name: what it is called.
+        device: each of its devices.
+        count: how many.
+        tiers: links inside the pool, innermost first.
+    """
+
+    name: str
+    device: Device
+    count: int
+    tiers: tuple[Link, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """Equal devices in nested groups, numbered so that neighbours in number are neighbours on the fastest
-    link.
+    """Devices in nested groups, numbered so that neighbours in number are neighbours on the fastest link.
+
+    In the simple case all devices are equal and `pools` is empty. Where pools differ, `device` and `tiers` are what
+    every device can do: one SPMD program gives all of them the same work, so the weakest sets the pace and the
+    limit. `join` makes them so.
 
     Attributes:
         name: what it is called in tables and messages.
@@ -107,6 +134,8 @@ class Cluster:
         count: how many.
         tiers: links from the innermost (fastest) to the outermost; empty only for one device.
         shared: the devices are shares of the same cores and memory, as forced host devices are.
+        pools: runs of equal devices, where they differ; their counts add up to `count`.
+        edges: links that differ from their tier.
     """
 
     name: str
@@ -114,6 +143,8 @@ class Cluster:
     count: int
     tiers: tuple[Link, ...] = ()
     shared: bool = False
+    pools: tuple[Pool, ...] = ()
+    edges: tuple[Edge, ...] = ()
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -123,6 +154,20 @@ class Cluster:
         sizes = [tier.devices for tier in self.tiers]
         if sizes != sorted(sizes):
             raise PlanError(f"cluster {self.name}: tiers join {sizes} devices; list them innermost (smallest) first")
+        if self.pools and sum(pool.count for pool in self.pools) != self.count:
+            raise PlanError(
+                f"cluster {self.name}: pools hold {[p.count for p in self.pools]}, not {self.count} devices"
+            )
+        names = [tier.name for tier in self.tiers]
+        for edge in self.edges:
+            if names.count(edge.tier) != 1:
+                raise PlanError(f"cluster {self.name}: edge names tier {edge.tier!r}; the tiers are {', '.join(names)}")
+            members = self.members(names.index(edge.tier))
+            if max(edge.between) >= members:
+                raise PlanError(
+                    f"cluster {self.name}: edge of {edge.tier} between {list(edge.between)}, but it joins {members} "
+                    f"members, numbered 0 to {members - 1}"
+                )
 
     @property
     def node(self) -> int:
@@ -133,194 +178,104 @@ class Cluster:
     def nodes(self) -> int:
         return -(-self.count // self.node)
 
+    @property
+    def parts(self) -> tuple[Pool, ...]:
+        """The pools; one for a cluster of equal devices."""
+        whole = Pool(name=self.name, device=self.device, count=self.count, tiers=self.tiers)
+        return self.pools or (whole,)
+
+    @property
+    def unequal(self) -> bool:
+        """Whether some devices differ from others."""
+        return any(pool.device != self.parts[0].device for pool in self.parts)
+
+    def members(self, tier: int) -> int:
+        """How many members the tier of this index joins, over the whole cluster."""
+        inside = self.tiers[tier - 1].devices if tier else 1
+        return -(-self.count // inside)
+
+    def peak(self, dtype: str) -> float | None:
+        """Dense FLOP/s of all devices together; None where one of them is not known for the dtype."""
+        rates = [(pool.count, pool.device.peak.get(dtype)) for pool in self.parts]
+        return None if any(rate is None for _, rate in rates) else sum(count * (rate or 0.0) for count, rate in rates)
+
     def describe(self) -> str:
         """One line: how many devices of which kind, and how they are joined."""
-        kind = f"{self.count} x {self.device.kind} ({self.device.memory / 2**30:.1f} GiB each)"
-        return kind if self.nodes == 1 else f"{kind}, {self.nodes} nodes of {self.node}"
+        kinds = " + ".join(
+            f"{pool.count} x {pool.device.kind} ({pool.device.memory / 2**30:.1f} GiB each)" for pool in self.parts
+        )
+        joined = "" if self.nodes == 1 else f", {self.nodes} nodes of {self.node}"
+        slow = f", {len(self.edges)} links of their own" if self.edges else ""
+        return kinds + joined + slow
 
 
-@functools.cache
-def _facts() -> dict[str, dict[str, Any]]:
-    return yaml.safe_load(FACTS.read_text())
+def join(name: str, pools: Sequence[Pool], outer: Sequence[Link], edges: Sequence[Edge] = ()) -> Cluster:
+    """One cluster out of pools, joined by the `outer` tiers (innermost first; the last joins all).
+
+    Its `device` has of every figure the weakest (a dtype counts only where all know its peak), its inner tiers join
+    as many devices as every pool's tiers do, at the slowest pool's figures. Raises PlanError for pools without links
+    between them.
+    """
+    if not pools:
+        raise PlanError(f"cluster {name}: there must be at least one pool")
+    count = sum(pool.count for pool in pools)
+    if len(pools) > 1 and not outer:
+        raise PlanError(f"cluster {name}: {len(pools)} pools need a tier of links that joins them")
+    for pool in pools:
+        if pool.count > 1 and not pool.tiers:
+            raise PlanError(f"cluster {name}: {pool.count} devices of pool {pool.name} need at least one tier of links")
+    tiers = [*_common_tiers(pools), *outer]
+    if outer:
+        tiers[-1] = replace(tiers[-1], devices=max(count, tiers[-1].devices))
+    return Cluster(
+        name=name,
+        device=_weakest([pool.device for pool in pools]),
+        count=count,
+        tiers=tuple(tiers),
+        pools=tuple(pools),
+        edges=tuple(edges),
+    )
 
 
-def _device(name: str) -> Device:
-    row = _facts()[name]
+def _weakest(devices: Sequence[Device]) -> Device:
+    first = devices[0]
+    if all(device == first for device in devices):
+        return first
+    kinds = list(dict.fromkeys(device.kind for device in devices))
+    known = set.intersection(*(set(device.peak) for device in devices))
+    overhead = max(device.overhead for device in devices)
     return Device(
-        kind=name,
-        memory=row["memory"],
-        peak=row["peak"],
-        bandwidth=row["bandwidth"],
-        nominal=min(row["peak"].values()),
-        source=row["source"],
+        kind=" + ".join(kinds),
+        memory=min(device.memory - device.overhead for device in devices) + overhead,
+        peak={dtype: min(device.peak[dtype] for device in devices) for dtype in sorted(known)},
+        bandwidth=min(device.bandwidth for device in devices),
+        nominal=min(device.nominal for device in devices),
+        overhead=overhead,
+        source="the weakest of " + ", ".join(kinds),
     )
 
 
-def _tiers(name: str, node: int, count: int) -> tuple[Link, ...]:
-    inner, outer = (
-        Link(
-            name=row["name"],
-            devices=devices,
-            bandwidth=row["bandwidth"] * row["efficiency"],
-            latency=row["latency"],
-            doubling=row["doubling"],
-        )
-        for row, devices in zip(_facts()[name]["node"], (node, max(node, count)), strict=True)
-    )
-    return (inner, outer) if count > node else (inner,)
-
-
-def nodes(device: str, count: int) -> Cluster:
-    """`count` devices of a known kind (V100, A100-40, A100-80, H100, H200) in nodes of eight.
-
-    Raises PlanError for an unknown device, and for more than one node that is not full.
-    """
-    if device not in _facts():
-        raise PlanError(f"unknown device {device!r}{_suggest(device, _facts())}")
-    if count > NODE and count % NODE:
-        raise PlanError(f"{count} devices do not fill nodes of {NODE}; use {count // NODE * NODE} or describe a file")
-    tiers = _tiers(device, NODE, count)
-    return Cluster(name=f"{device.lower()}x{count}", device=_device(device), count=count, tiers=tiers)
-
-
-def host(*, count: int, memory: int, cores: int, processes: int = 1) -> Cluster:
-    """CPU devices that share cores and memory.
-
-    Args:
-        count: devices over all processes.
-        memory: bytes that ONE device may use (memory of the host / its devices).
-        cores: CPU cores of the host of one process.
-        processes: JAX processes; each is taken for one host.
-    """
-    local = max(count // processes, 1)
-    device = Device(
-        kind="cpu",
-        memory=memory,
-        bandwidth=NOMINAL_BANDWIDTH["cpu"] / local,
-        nominal=NOMINAL_CORE * cores / local,
-        overhead=CPU_OVERHEAD // local,
-        source=f"nominal: {cores} cores x {NOMINAL_CORE:g} FLOP/s shared by {local} devices, no peak known",
-    )
-    inner = Link(name="shared memory (nominal)", devices=local, bandwidth=5.0e9, latency=50e-6, doubling=25e-6)
-    outer = Link(name="Ethernet (nominal)", devices=count, bandwidth=1.0e9, latency=200e-6, doubling=100e-6)
-    tiers = (inner, outer) if processes > 1 else (inner,)
-    return Cluster(name="cpu", device=device, count=count, tiers=tiers, shared=True)
-
-
-def local_cluster(kind: str, count: int, memory: int | None, processes: int, cores: int) -> Cluster:
-    """This machine or job, from what JAX reports.
-
-    Args:
-        kind: `jax.devices()[0].device_kind`.
-        count: devices over all processes.
-        memory: bytes that one device may use; None takes the datasheet's figure, or for `cpu` the memory of
-            this host divided by its devices.
-        processes: JAX processes. One process per device is taken for nodes of eight, else one process is one
-            node.
-        cores: CPU cores of this host.
-
-    An unknown kind has no peak, so no MFU is predicted for it. Raises PlanError when its memory is not given
-    either.
-    """
-    if count < 1 or processes < 1 or cores < 1:
-        raise PlanError(f"count={count}, processes={processes} and cores={cores} must be at least 1")
-    local = max(count // processes, 1)
-    if kind.lower() == "cpu":
-        return host(count=count, memory=memory or _host_memory() // local, cores=cores, processes=processes)
-    known = next((name for name, row in _facts().items() if kind in row["kinds"]), None)
-    if known is None and memory is None:
-        raise PlanError(f"memory of device {kind!r} is unknown; give a cluster file with its memory in bytes")
-    node = NODE if processes == count else local
-    if known is None:
-        device = Device(kind=kind, memory=memory or 0, source=f"{kind!r} is not in {FACTS.name}; nominal rates only")
-        links = (
-            Link(name="unknown link", devices=node, bandwidth=2.0e10, latency=50e-6, doubling=25e-6),
+def _common_tiers(pools: Sequence[Pool]) -> list[Link]:
+    """Tiers whose groups lie within a group of every pool, each as slow as the slowest pool's."""
+    if all(pool.tiers == pools[0].tiers and pool.count == pools[0].count for pool in pools):
+        return list(pools[0].tiers)
+    reaches = [[min(link.devices, pool.count) for link in pool.tiers] or [1] for pool in pools]
+    depths = range(max(map(len, reaches)))
+    sizes = sorted({math.gcd(*(reach[min(depth, len(reach) - 1)] for reach in reaches)) for depth in depths})
+    tiers: list[Link] = []
+    for size in sizes:
+        if size == 1:
+            continue
+        links = [next((link for link in pool.tiers if link.devices >= size), pool.tiers[-1]) for pool in pools]
+        slowest = min(links, key=lambda link: link.bandwidth)
+        tiers.append(
             Link(
-                name="unknown network",
-                devices=max(node, count),
-                bandwidth=2.0e9,
-                latency=100e-6,
-                doubling=50e-6,
-            ),
+                name=" or ".join(dict.fromkeys(link.name for link in links)),
+                devices=size,
+                bandwidth=slowest.bandwidth,
+                latency=max(link.latency for link in links),
+                doubling=max(link.doubling for link in links),
+                measured=slowest.measured if all(link == slowest for link in links) else {},
+            )
         )
-        return Cluster(name="local", device=device, count=count, tiers=links[: 2 if count > node else 1])
-    device = dataclasses.replace(_device(known), kind=kind)
-    if memory is not None:
-        device = dataclasses.replace(device, memory=memory)
-    return Cluster(name="local", device=device, count=count, tiers=_tiers(known, node, count))
-
-
-def _host_memory() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        raise PlanError("this host does not say how much memory it has; give the memory per device") from None
-
-
-def load_cluster(name_or_path: str | Path) -> Cluster:
-    """A preset such as `h100x8` or `a100-80x512`, this host as `cpux8` (eight forced devices), or a YAML
-    file.
-
-    A file holds `device` (a known name, or a mapping with the fields of `Device`), `count`, and where the
-    device is no known name `tiers` (a list with the fields of `Link`). Raises PlanError with a suggestion for
-    an unknown name, and naming each unknown key.
-    """
-    text = str(name_or_path)
-    path = Path(text)
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        return _read(path)
-    match = re.fullmatch(r"(.+?)x(\d+)", text.lower())
-    by_name = {name.lower(): name for name in _facts()}
-    if match and match[1] == "cpu" and int(match[2]) > 0:
-        return local_cluster("cpu", int(match[2]), None, 1, os.cpu_count() or 1)
-    if match and match[1] in by_name and int(match[2]) > 0:
-        return nodes(by_name[match[1]], int(match[2]))
-    presets = [f"{name}x{count}" for name in (*by_name, "cpu") for count in (1, 8, 16, 64, 512)]
-    raise PlanError(
-        f"unknown cluster {text!r}{_suggest(text.lower(), presets)}; it is DEVICExCOUNT with a device of "
-        f"{', '.join(by_name)} or cpu, or a YAML file"
-    )
-
-
-def _read(path: Path) -> Cluster:
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise PlanError(f"cluster file {path} does not exist") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise PlanError(f"cluster file {path} cannot be read: {error}") from None
-    if not isinstance(raw, dict):
-        raise PlanError(f"cluster file {path} must hold a mapping with device, count and tiers")
-    where = f"cluster file {path}"
-    _check_keys(raw, Cluster, where)
-    raw = {"name": path.stem, **raw}
-    if missing := [key for key in ("device", "count") if key not in raw]:
-        raise PlanError(f"{where}: {' and '.join(missing)} missing")
-    if not isinstance(raw["count"], int) or raw["count"] < 1:
-        raise PlanError(f"{where}: count={raw['count']!r} must be a positive whole number")
-    device = raw["device"]
-    if isinstance(device, str):
-        if device not in _facts():
-            raise PlanError(f"{where}: unknown device {device!r}{_suggest(device, _facts())}")
-        raw = {"tiers": [dataclasses.asdict(tier) for tier in nodes(device, raw["count"]).tiers], **raw}
-        raw["device"] = dataclasses.asdict(_device(device))
-    elif isinstance(device, dict):
-        _check_keys(device, Device, f"{where}, device")
-    for index, tier in enumerate(raw.get("tiers") or ()):
-        if isinstance(tier, dict):
-            _check_keys(tier, Link, f"{where}, tiers[{index}]")
-    try:
-        return structure(raw, Cluster)
-    except PlanError as error:
-        raise PlanError(f"{where}: {error}") from None
-
-
-def _check_keys(raw: Mapping[str, Any], kind: type, where: str) -> None:
-    known = [item.name for item in dataclasses.fields(kind)]
-    if unknown := [f"{key!r}{_suggest(str(key), known)}" for key in raw if key not in known]:
-        raise PlanError(f"{where}: unknown key {', '.join(unknown)}; the keys are {', '.join(known)}")
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return tiers

@@ -29,8 +29,8 @@ from jaxlm.trainer.step import global_gradients, make_train_step
 from jaxlm.tree import from_named, named_leaves
 from planners.layout import rules
 from planners.plan import MESH_AXES, Batch, Plan, Segment
+from planners.presets import local_cluster
 from planners.search import plan as search_plan
-from planners.topology import local_cluster
 from tests.laws.work import assert_same
 
 ENCODER = ModelConfig(layers=2, embed=32, heads=4, kv_heads=2, mlp=48, vocab=50, vocab_multiple=16, causal=False)

@@ -18,10 +18,10 @@ from jaxlm.model.config import ModelConfig
 from jaxlm.model.describe import describe
 from jaxlm.model.packed_attention import DOCUMENTS, attend, extents, obstacles, ranks
 from jaxlm.sharding import Rules, make_mesh
+from planners.cluster_file import load_cluster
 from planners.layout import rules
 from planners.plan import MESH_AXES, Batch, Plan, Search, Segment
 from planners.search import price
-from planners.topology import load_cluster
 
 B, T, N, K, H = 8, 24, 4, 2, 8
 

@@ -14,8 +14,8 @@ from planners.comm import group
 from planners.compute import efficiency
 from planners.explain import explain
 from planners.plan import MESH_AXES, Search
+from planners.presets import nodes
 from planners.search import plan, price
-from planners.topology import nodes
 
 
 def mesh(**sizes: int) -> dict[str, int]:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from planners.layout import rules
 from planners.memory import Remat
 from planners.plan import MESH_AXES, Search, Tensor, Workload
+from planners.presets import host, nodes
 from planners.search import price
-from planners.topology import host, nodes
 
 
 def mesh(**sizes: int) -> dict[str, int]:

@@ -14,8 +14,9 @@ from planners.assumptions import Assumptions
 from planners.choices import enumerate_choices
 from planners.layout import indivisible
 from planners.plan import MESH_AXES, Plan, PlanError, Planner, Search, Workload, structure
+from planners.presets import host, nodes
 from planners.search import check, plan, price
-from planners.topology import Cluster, host, nodes
+from planners.topology import Cluster
 
 GOLDEN = Path(__file__).parent / "golden"
 GIB = 2**30

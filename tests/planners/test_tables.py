@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from planners.assumptions import Assumptions
+from planners.cluster_file import load_cluster
 from planners.comm import group
 from planners.compute import matmul_seconds
 from planners.device_table import Product, product_rate
 from planners.link_table import Timing, collective_seconds, moved
 from planners.plan import MESH_AXES, PlanError
-from planners.topology import load_cluster
 
 ALPHA, BANDWIDTH = 50e-6, 1e9
 
