@@ -189,6 +189,42 @@ class Compile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """The order in which the operations of a step run (paper, eq. 11). The default leaves it to the compiler.
+
+    Attributes:
+        pipeline: order of forward and backward passes over the stages; without stages it says nothing.
+        virtual: chunks of layers that each stage holds, for `interleaved`.
+        bucket_bytes: gradients are summed in buckets of at least this size; 0 is one per layer, None is the compiler's
+            choice.
+        bucket_order: `reverse` sends the last layer's gradients first, `forward` the first layer's, `size` the largest
+            bucket.
+        reduce_every: microbatches whose gradients are added up before they are summed over the replicas.
+    """
+
+    pipeline: Literal["gpipe", "1f1b", "interleaved", "zero_bubble"] = "1f1b"
+    virtual: int = 1
+    bucket_bytes: int | None = None
+    bucket_order: Literal["reverse", "forward", "size"] = "reverse"
+    reduce_every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.virtual < 1 or self.reduce_every < 1 or (self.bucket_bytes is not None and self.bucket_bytes < 0):
+            raise PlanError("schedule: virtual and reduce_every must be at least 1, bucket_bytes not negative")
+        if self.virtual > 1 and self.pipeline != "interleaved":
+            raise PlanError(f"schedule: {self.pipeline} has one chunk per stage, not {self.virtual}; use interleaved")
+
+    def summary(self) -> str:
+        """A few words: pipeline, buckets, and how often gradients are summed."""
+        chunks = f" x{self.virtual}" if self.virtual > 1 else ""
+        if self.bucket_bytes is None:
+            size = "buckets as compiled"
+        else:
+            size = f"buckets >= {self.bucket_bytes:,} B" if self.bucket_bytes else "one bucket per layer"
+        return f"{self.pipeline}{chunks}, {size}, {self.bucket_order}, summed every {self.reduce_every} microbatch(es)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """What the cost model expects of one step on the busiest device; never a measurement.
 
@@ -276,6 +312,7 @@ class Plan:
     remat: tuple[Segment, ...]
     communication: tuple[Communication, ...] = ()
     compile: Compile = field(default_factory=Compile)
+    schedule: Schedule = field(default_factory=Schedule)
     device_order: tuple[int, ...] = ()
     predicted: Prediction | None = None
     compiled: Compilation | None = None
@@ -293,6 +330,11 @@ class Plan:
         if self.batch.microbatch % self.replicas:
             raise PlanError(
                 f"microbatch {self.batch.microbatch} cannot be split over {self.replicas} data-parallel replicas"
+            )
+        if self.batch.accumulation % self.schedule.reduce_every:
+            raise PlanError(
+                f"schedule: reduce_every={self.schedule.reduce_every} must divide the {self.batch.accumulation} "
+                "microbatches of a step"
             )
         if self.device_order and sorted(self.device_order) != list(range(self.devices)):
             raise PlanError(f"device_order must be a permutation of 0..{self.devices - 1}")
@@ -321,7 +363,11 @@ class Plan:
         return f"{axes} | {self.batch.accumulation} x {self.batch.microbatch} sequences | remat {remat}"
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Without a schedule that decides nothing, so plans made before there were any keep their digest."""
+        raw = dataclasses.asdict(self)
+        if self.schedule == Schedule():
+            del raw["schedule"]
+        return raw
 
     @property
     def digest(self) -> str:
