@@ -107,6 +107,13 @@ class MakePlan(Common):
     """Fix mesh axes by hand: data=8,tensor=4; axes left out are searched."""
     explain: bool = False
     """Print the predicted time and memory, and why the runners-up lost."""
+    verify: bool = False
+    """Compile the best plans for the cluster, without needing it, and judge them by XLA's memory and collectives.
+    GPUs need the extra `aot`."""
+    verify_top: int = 3
+    """Plans to compile."""
+    verify_seconds: float = 1200.0
+    """Time that one compilation may take."""
     out: Path | None = None
     """Save the plan, for `jaxlm train --plan`."""
     json: bool = False
@@ -114,17 +121,26 @@ class MakePlan(Common):
 
     def run(self) -> int:
         from jaxlm.finetune import load
-        from jaxlm.inspect import make_plan
+        from jaxlm.inspect import make_plan, verify_plan
 
+        if self.verify_top < 1 or self.verify_seconds <= 0:
+            raise Refused("--verify-top and --verify-seconds must be positive")
         run = load(self.config, [*self.overrides(), *mesh_overrides(self.mesh)])
-        plan, cluster = make_plan(run, self.cluster)
-        from planners.explain import explain
+        facts: dict[str, Any] = {}
+        if self.verify:
+            plan, cluster, checked = verify_plan(run, self.cluster, top=self.verify_top, seconds=self.verify_seconds)
+            facts["verified"] = [each.facts() for each in checked]
+        else:
+            plan, cluster = make_plan(run, self.cluster)
+        from planners.explain import compiled_table, explain
 
         print(explain(plan, cluster) if self.explain else plan.summary())
+        if self.verify and not self.explain:
+            print(compiled_table(plan))
         if self.out is not None:
             plan.save(self.out)
             print(f"saved {self.out}")
-        report(self.json, plan.to_json() | {"digest": plan.digest})
+        report(self.json, plan.to_json() | {"digest": plan.digest} | facts)
         return 0
 
 

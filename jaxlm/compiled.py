@@ -27,8 +27,9 @@ from typing import Any
 from jaxlm.config import Run
 from jaxlm.decode import encode
 from jaxlm.files import user_cache, write_whole
+from jaxlm.model.attention import require_kernel
 from jaxlm.runtime.aot import CHIPS, PACKAGES, chip_name, missing
-from planners.compiled import Compiled, CompileError, OutOfMemory
+from planners.compiled import Compiled, CompileError, OutOfMemory, TooSlow
 from planners.plan import Plan, PlanError
 from planners.topology import Cluster
 
@@ -64,14 +65,19 @@ class Target:
 
 
 def target_of(cluster: Cluster) -> Target:
-    """Raises PlanError for a GPU whose facts XLA's compiler is not told."""
-    kind = cluster.device.kind
-    if kind.lower() == "cpu":
+    """Of unequal GPUs the oldest: all of them run what it can run, and there is the least memory as a rule.
+
+    Raises PlanError for a GPU whose facts XLA's compiler is not told.
+    """
+    kinds = [pool.device.kind for pool in cluster.parts]
+    if all(kind.lower() == "cpu" for kind in kinds):
         return Target(platform="cpu", kind="cpu", devices=cluster.count)
-    name = chip_name(kind)
-    if name is None:
-        raise PlanError(f"--verify cannot compile for {kind!r}: it knows {', '.join(CHIPS)} and CPUs")
-    return Target(platform="gpu", kind=name, devices=cluster.count)
+    names = [chip_name(kind) for kind in kinds]
+    for kind, name in zip(kinds, names, strict=True):
+        if name is None:
+            raise PlanError(f"--verify cannot compile for {kind!r}: it knows {', '.join(CHIPS)} and CPUs")
+    oldest = min((name for name in names if name), key=lambda name: (CHIPS[name].capability, CHIPS[name].memory))
+    return Target(platform="gpu", kind=oldest, devices=cluster.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +154,7 @@ class Compiler:
             return json.loads(result.read_text()) | {"warnings": complaints(messages)}, program.read_bytes()
 
     def _wait(self, worker: subprocess.Popen[bytes]) -> None:
-        """Raises CompileError when the time is up; the worker never outlives this call."""
+        """Raises TooSlow when the time is up; the worker never outlives this call."""
         began = time.monotonic()
         try:
             while True:
@@ -160,7 +166,7 @@ class Compiler:
                     spent = time.monotonic() - began
                     self.progress(spent)
                     if spent >= self.seconds:
-                        raise CompileError(
+                        raise TooSlow(
                             f"compiling for {self.target} took more than {self.seconds:.0f} s; allow more with "
                             "--verify-seconds, or verify fewer plans with --verify-top"
                         ) from None
@@ -177,6 +183,31 @@ class Compiler:
         if self.target.platform == "cpu":
             kept["JAX_NUM_CPU_DEVICES"] = str(self.target.devices)
         return kept
+
+
+class Ticking:
+    """Tells a person on standard error what is compiled, and for how long: in place on a terminal, else a line each
+    half minute."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stderr.isatty()
+        self.text, self.told = "", 0.0
+
+    def say(self, text: str) -> None:
+        self.close()
+        self.text, self.told = text, 0.0
+        print(text, file=sys.stderr, end="" if self.terminal else "\n", flush=True)
+
+    def __call__(self, seconds: float) -> None:
+        if self.terminal:
+            print(f"\r{self.text} ({seconds:.0f} s)", file=sys.stderr, end="", flush=True)
+        elif seconds - self.told >= 30.0:
+            self.told = seconds
+            print(f"  still compiling after {seconds:.0f} s", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.terminal and self.text:
+            print(file=sys.stderr)
 
 
 def complaints(messages: str) -> list[str]:
@@ -204,9 +235,15 @@ def failure(target: Target, code: int, messages: str) -> Exception:
 
 
 def _compiled(found: dict[str, Any], program: bytes) -> Compiled:
+    """Raises CompileError where the program lacks the attention kernel that it was planned with."""
     known = {field.name for field in dataclasses.fields(Compiled)}
     values = {name: value for name, value in found.items() if name in known}
-    return Compiled(**values | {"warnings": tuple(found["warnings"]), "hlo": gzip.decompress(program).decode()})
+    made = Compiled(**values | {"warnings": tuple(found["warnings"]), "hlo": gzip.decompress(program).decode()})
+    try:
+        require_kernel(found["kernel"], made.hlo)
+    except RuntimeError as error:
+        raise CompileError(str(error)) from None
+    return made
 
 
 def _versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 
 from jaxlm.checkpoints.errors import CheckpointError
 from jaxlm.checkpoints.store import Store
+from jaxlm.compiled import Compiler, Ticking, target_of
 from jaxlm.config import Run, Sample
 from jaxlm.data.config import DataError
 from jaxlm.data.corpus import Corpus, gzip_bits_per_byte
@@ -36,17 +38,44 @@ from jaxlm.session import (
     workload_of,
 )
 from planners.cluster_file import load_cluster
-from planners.plan import Plan
+from planners.plan import Plan, Workload
 from planners.search import plan as search_plan
+from planners.search import shortlist
 from planners.topology import Cluster
+from planners.verify import Checked, verify
 
 
 def make_plan(run: Run, cluster_name: str | None) -> tuple[Plan, Cluster]:
     """The plan for this machine, or for a cluster by preset name or file."""
     cluster = load_cluster(cluster_name) if cluster_name else local_machine()
-    how = local_numerics(run) if cluster_name is None else numerics_of(run, cluster)
-    workload = workload_of(run, resolve(run, expected_vocab(run)), how)
-    return search_plan(workload, cluster, run.plan), cluster
+    return search_plan(_workload(run, cluster, here=cluster_name is None), cluster, run.plan), cluster
+
+
+def verify_plan(
+    run: Run, cluster_name: str | None, *, top: int, seconds: float
+) -> tuple[Plan, Cluster, tuple[Checked, ...]]:
+    """The best of the `top` plans after XLA has compiled them for the cluster, and how each of them fared.
+
+    `seconds` is what one compilation may take. Raises PlanError where nothing fits, CompileError where nothing
+    compiles.
+    """
+    cluster = load_cluster(cluster_name) if cluster_name else local_machine()
+    workload = _workload(run, cluster, here=cluster_name is None)
+    progress = Ticking()
+    compile = Compiler(run, expected_vocab(run), target_of(cluster), seconds=seconds, progress=progress)
+    compile.require()
+
+    def best(share: float, count: int) -> tuple[Plan, ...]:
+        return shortlist(workload, cluster, dataclasses.replace(run.plan, memory_fraction=share), count)
+
+    with closing(progress):
+        plan, checked = verify(best, compile, cluster, fraction=run.plan.memory_fraction, top=top, say=progress.say)
+    return plan, cluster, checked
+
+
+def _workload(run: Run, cluster: Cluster, *, here: bool) -> Workload:
+    how = local_numerics(run) if here else numerics_of(run, cluster)
+    return workload_of(run, resolve(run, expected_vocab(run)), how)
 
 
 def local_numerics(run: Run) -> Numerics:
@@ -58,8 +87,10 @@ def numerics_of(run: Run, cluster: Cluster) -> Numerics:
     """Dtype and kernel on the devices of a cluster that is not here."""
     if cluster.device.kind == "cpu":
         return numerics(run.model, "cpu", elsewhere=True)
-    name = chip_name(cluster.device.kind)
-    return numerics(run.model, "gpu", elsewhere=True, capability=CHIPS[name].capability if name else None)
+    names = [name for pool in cluster.parts if (name := chip_name(pool.device.kind))]
+    return numerics(
+        run.model, "gpu", elsewhere=True, capability=min((CHIPS[name].capability for name in names), default=None)
+    )
 
 
 def prepare_data(run: Run) -> tuple[str, dict[str, Any]]:

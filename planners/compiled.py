@@ -57,6 +57,15 @@ class Compiled:
 class CompileError(RuntimeError):
     """A plan could not be compiled; the message says why, in the compiler's words where it gave some."""
 
+    fatal = False
+    """Whether other plans would fare no better."""
+
+
+class TooSlow(CompileError):
+    """The time that a compilation is given is up."""
+
+    fatal = True
+
 
 class OutOfMemory(CompileError):
     """The compiler itself refuses the program for want of memory."""

@@ -24,6 +24,19 @@ BYTES_OF = {
 }
 """What each part of the predicted memory holds."""
 
+ARGUMENTS = ("parameters", "optimizer", "batch")
+"""Parts of the predicted memory that are arguments of the compiled step; the others are its temporaries."""
+
+OUTSIDE = ("runtime",)
+"""Parts of the predicted memory that no compiler sees: what runtime libraries keep for themselves."""
+
+MEMORY_NOTES = {
+    "arguments": "state and batch",
+    "temporaries": "what lives during the step only",
+    "memory": "without runtime libraries, which no compiler sees",
+}
+"""What the rows of the compiled memory hold."""
+
 SECONDS_OF = {
     "compute": "matrix products, forward and backward",
     "elementwise": "activations over the memory bus",
@@ -78,6 +91,55 @@ def time_table(parts: Mapping[str, float]) -> str:
     return table(("predicted time of one step", "time", "share", ""), rows, rule=-1)
 
 
+def compiled_table(plan: Plan) -> str:
+    """What the compiler says beside what was predicted: memory per device and bytes over each mesh axis."""
+    assert plan.compiled is not None
+    compiled, predicted = plan.compiled, plan.predicted
+    memory = predicted.memory if predicted else {}
+    groups = {
+        "arguments": (sum(memory.get(name, 0.0) for name in ARGUMENTS), compiled.memory.get("arguments", 0.0)),
+        "temporaries": (
+            sum(size for name, size in memory.items() if name not in (*ARGUMENTS, *OUTSIDE)),
+            compiled.memory_bytes - compiled.memory.get("arguments", 0.0),
+        ),
+        "memory": (sum(size for name, size in memory.items() if name not in OUTSIDE), compiled.memory_bytes),
+    }
+    links = predicted.link_bytes if predicted else {}
+    sent = {
+        axis: (links.get(axis, 0.0), compiled.link_bytes.get(axis, 0.0)) for axis in {**links, **compiled.link_bytes}
+    }
+    rows = [(name, *map(gib, pair), _error(*pair), MEMORY_NOTES[name]) for name, pair in groups.items()]
+    for axis, pair in sent.items():
+        hidden = compiled.hidden_bytes.get(axis, 0.0) / pair[1] if pair[1] else 0.0
+        rows.append((f"sent over {axis}", *map(gib, pair), _error(*pair), f"{hidden:.0%} beside matrix products"))
+    if compiled.step_seconds is not None and predicted is not None:
+        pair = (predicted.step_seconds, compiled.step_seconds)
+        rows.append(("step", *map(duration, pair), _error(*pair), "predicted compute, compiled collectives"))
+    body = table((f"compiled for {compiled.target}, per device", "predicted", "compiled", "error", ""), rows)
+    warned = [textwrap.fill(f"the compiler warns: {text}", 118, subsequent_indent="  ") for text in compiled.warnings]
+    return "\n".join([body, *warned])
+
+
+def traffic_table(plan: Plan, count: int = 8) -> str:
+    """The collectives of a compiled step, those that send most first."""
+    assert plan.compiled is not None
+    rows = [
+        (f"{row.kind} {row.dtype}", row.axes, f"{row.calls:,}", gib(row.size), gib(row.sent), row.beside)
+        for row in plan.compiled.traffic[:count]
+    ]
+    if rest := plan.compiled.traffic[count:]:
+        sent = gib(sum(row.sent for row in rest))
+        rows.append((f"{len(rest)} more kinds", "", f"{sum(row.calls for row in rest):,}", "", sent, ""))
+    if not rows:
+        return "no collectives"
+    return table(("collectives of one step, compiled", "over", "calls", "tensors of a call", "sent", "beside"), rows)
+
+
+def _error(predicted: float, compiled: float) -> str:
+    """How far the prediction is from what was compiled."""
+    return f"{predicted / compiled - 1.0:+.1%}" if compiled else ""
+
+
 def explain(plan: Plan, cluster: Cluster) -> str:
     """The whole plan as text for a terminal: layout, memory, time, alternatives, assumptions."""
     sections = [_decisions(plan, cluster)]
@@ -85,6 +147,9 @@ def explain(plan: Plan, cluster: Cluster) -> str:
         fraction = float(plan.assumptions.get("memory_fraction", "1"))
         sections.append(memory_table(plan.predicted.memory, cluster.device.memory, fraction))
         sections.append(time_table(plan.predicted.seconds) + "\n" + _rates(plan, cluster))
+    if plan.compiled:
+        sections.append(compiled_table(plan))
+        sections.append(traffic_table(plan))
     if plan.alternatives:
         rows = [(item.summary, duration(item.step_seconds), gib(item.memory_bytes)) for item in plan.alternatives]
         lines = table(("what lost", "predicted step", "predicted memory"), rows).splitlines()

@@ -43,19 +43,41 @@ def plan(workload: Workload, cluster: Cluster, search: Search, assumptions: Assu
     ranked = _ranked(fitting, cluster, assumptions)
     winner = ranked[0]
     too_big = [choice for choice in choices if choice.predicted.memory_bytes > budget]
-    return Plan(
-        mesh=winner.mesh,
-        rules=rules(winner.mesh),
-        batch=Batch(
-            sequences=workload.batch,
-            microbatch=winner.microbatch,
-            accumulation=workload.batch // winner.microbatch,
-        ),
-        remat=(Segment(layers=workload.layers, save=None if winner.remat == "none" else ()),),
-        compile=Compile(options=dict(search.options), unroll=search.unroll, loss_chunks=winner.loss_chunks),
-        predicted=winner.predicted,
+    return dataclasses.replace(
+        _made(winner, workload, search),
         assumptions=_record(workload, cluster, search, assumptions),
         alternatives=_alternatives(winner, ranked[1:], too_big, workload, cluster, budget, assumptions),
+    )
+
+
+def shortlist(
+    workload: Workload, cluster: Cluster, search: Search, count: int, assumptions: Assumptions | None = None
+) -> tuple[Plan, ...]:
+    """The plan that `plan` finds, then the next best of each other mesh and remat: at most `count` of them."""
+    assumptions = assumptions or Assumptions()
+    first = plan(workload, cluster, search, assumptions)
+    budget = cluster.device.memory * search.memory_fraction
+    choices = enumerate_choices(workload, cluster, search, assumptions)
+    ranked = _ranked([c for c in choices if c.predicted.memory_bytes <= budget], cluster, assumptions)
+    kinds: dict[tuple[tuple[int, ...], str], Choice] = {}
+    for choice in ranked:
+        kinds.setdefault(_kind(choice), choice)
+    return (first, *(_made(choice, workload, search) for choice in list(kinds.values())[1:count]))
+
+
+def _made(choice: Choice, workload: Workload, search: Search) -> Plan:
+    """One choice as a plan, without assumptions and alternatives."""
+    return Plan(
+        mesh=choice.mesh,
+        rules=rules(choice.mesh),
+        batch=Batch(
+            sequences=workload.batch,
+            microbatch=choice.microbatch,
+            accumulation=workload.batch // choice.microbatch,
+        ),
+        remat=(Segment(layers=workload.layers, save=None if choice.remat == "none" else ()),),
+        compile=Compile(options=dict(search.options), unroll=search.unroll, loss_chunks=choice.loss_chunks),
+        predicted=choice.predicted,
     )
 
 

@@ -99,6 +99,10 @@ def test_a_device_that_the_compiler_does_not_know_is_named(tmp_path: Path) -> No
         target_of(load_cluster(file))
 
 
+def test_unequal_gpus_are_compiled_for_as_the_oldest_of_them() -> None:
+    assert str(target_of(load_cluster("configs/clusters/mixed-v100-a100.yaml"))).endswith("x V100")
+
+
 def test_complaints_are_found_among_the_messages_and_told_once() -> None:
     line = "W0000 1 spmd_partitioner.cc:652] [SPMD] Involuntary full rematerialization. The compiler cannot go from X"
     text = f"{line}\nI0000 something else\n{line}\nUserWarning: Some donated buffers were not usable: f32[3]\n"
