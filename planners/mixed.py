@@ -83,7 +83,22 @@ def uneven(
     equal devices."""
     if not cluster.unequal:
         return []
-    prices = [
+    prices = pool_prices(workload, cluster, candidates, unroll=unroll, assumptions=assumptions)
+    budgets = np.array([pool.device.memory * memory_fraction for pool in cluster.parts])
+    found = [
+        *by_shares(workload, cluster, candidates, prices, budgets),
+        *by_layers(workload, cluster, candidates, prices, budgets),
+    ]
+    return sorted(
+        (one for one in found if one.seconds < one.even * (1.0 - assumptions.tie)), key=lambda one: one.seconds
+    )[:count]
+
+
+def pool_prices(
+    workload: Workload, cluster: Cluster, candidates: Candidates, *, unroll: int = 1, assumptions: Assumptions
+) -> list[Prices]:
+    """What every candidate costs if all devices were those of one pool, pool by pool."""
+    return [
         price(
             workload,
             dataclasses.replace(cluster, device=pool.device),
@@ -93,12 +108,6 @@ def uneven(
         )
         for pool in cluster.parts
     ]
-    budgets = np.array([pool.device.memory * memory_fraction for pool in cluster.parts])
-    found = [
-        *_shares(workload, cluster, candidates, prices, budgets),
-        *_layers(workload, cluster, candidates, prices, budgets),
-    ]
-    return sorted((one for one in found if one.seconds < one.even), key=lambda one: one.seconds)[:count]
 
 
 def _columns(parts: Mapping[str, np.ndarray], names: tuple[str, ...], *, inside: bool) -> np.ndarray:
@@ -111,9 +120,13 @@ def _even(prices: list[Prices]) -> np.ndarray:
     return np.max([one.step_seconds for one in prices], axis=0)
 
 
-def _shares(
+def by_shares(
     workload: Workload, cluster: Cluster, candidates: Candidates, prices: list[Prices], budgets: np.ndarray
 ) -> list[Uneven]:
+    """Uneven shares of the batch, for the candidates whose replicas lie within a pool each and fit every device.
+
+    `prices` and `budgets` (bytes that a device may use) have one entry per pool.
+    """
     sizes = candidates.sizes
     inner = sizes["fsdp"] * sizes["stage"] * sizes["context"] * sizes["tensor"]
     counts = np.array([pool.count for pool in cluster.parts])
@@ -146,9 +159,13 @@ def _shares(
     return found
 
 
-def _layers(
+def by_layers(
     workload: Workload, cluster: Cluster, candidates: Candidates, prices: list[Prices], budgets: np.ndarray
 ) -> list[Uneven]:
+    """Uneven layers, for the candidates whose stages can be dealt out to the pools by their devices.
+
+    `prices` and `budgets` (bytes that a device may use) have one entry per pool.
+    """
     stages = candidates.sizes["stage"]
     counts = np.array([pool.count for pool in cluster.parts])
     each = counts[:, None] * stages[None, :] / cluster.count  # stages of each pool

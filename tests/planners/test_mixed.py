@@ -7,7 +7,7 @@ import pytest
 
 from planners.assumptions import Assumptions
 from planners.candidates import Candidates
-from planners.mixed import uneven
+from planners.mixed import by_layers, pool_prices, uneven
 from planners.presets import nodes
 from planners.topology import Cluster, Pool, join
 from tests.planners.workloads import llama
@@ -49,8 +49,10 @@ def test_a_replica_that_spans_pools_gets_no_share_of_its_own():
 
 
 def test_stages_on_faster_devices_hold_more_layers():
-    found = [one for one in plans(mixed(), Candidates.of({"data": 16, "stage": 2}, microbatch=16))]
-    layers = next(one for one in found if one.kind == "layers")
+    cluster, candidates = mixed(), Candidates.of({"data": 16, "stage": 2}, microbatch=16)
+    prices = pool_prices(WORK, cluster, candidates, assumptions=Assumptions())
+    budgets = np.array([pool.device.memory for pool in cluster.parts])
+    (layers,) = by_layers(WORK, cluster, candidates, prices, budgets)
     assert sum(layers.counts) == WORK.layers
     assert layers.counts[layers.pools.index(1)] > layers.counts[layers.pools.index(0)]
 
