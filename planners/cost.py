@@ -6,15 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from planners.assumptions import Assumptions
+from planners.block import RECOMPUTED, Block, block
 from planners.candidates import Candidates
-from planners.comm import group
-from planners.compute import matmul_seconds, memory_seconds
+from planners.comm import Group, calibrated, group
+from planners.compute import memory_seconds, product_seconds
 from planners.memory import Footprint, footprint, memory
-from planners.plan import Prediction, Workload
+from planners.plan import BYTES, MESH_AXES, Prediction, Workload
 from planners.topology import Cluster
 from planners.work import Number, Work
-
-RING_AXES = ("zone", "data", "fsdp", "tensor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -82,71 +81,173 @@ def seconds(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Seconds of one step by part, and bytes that one device sends over each mesh axis.
 
-    Parts of the seconds: `compute` (matrix products, forward and backward), `elementwise` (activations
-    and logits over the memory bus), `recompute` (blocks once more under full rematerialisation),
-    `loss_recompute` (logits once more when the loss is chunked), `tensor_parallel`, `fsdp_gather` and
-    `gradient_sync` (as far as compute does not hide them) and `optimizer`.
+    The busiest stage decides: the last one, which has the head besides its blocks. Parts of the seconds:
+
+    - `compute`: matrix products and attention, forward and backward, head included;
+    - `elementwise`: activations and logits over the memory bus;
+    - `recompute`: what rematerialisation runs once more;
+    - `loss_recompute`: logits once more when the loss is chunked;
+    - `dispatch`: waiting for the host, where the device is faster than kernels are issued;
+    - `tensor_parallel`: collectives between the ranks of the tensor axis, never hidden;
+    - `context_ring`: keys and values sent round the context axis, as far as attention does not hide them;
+    - `pipeline_hops`: activations and gradients between stages;
+    - `pipeline_bubble`: stages waiting at the ends of the pipeline, (p - 1) / v microbatches of one stage;
+    - `fsdp_gather` and `gradient_sync`, as far as compute does not hide them;
+    - `optimizer`: parameters and optimizer state over the memory bus;
+    - `stragglers`: all nodes waiting for the slowest;
+    - `overhead`: of the trainer, once per step.
     """
     device, sizes = cluster.device, candidates.sizes
-    tensor, fsdp = sizes["tensor"], sizes["fsdp"]
+    links = calibrated(cluster, a)
+    rings = {axis: group(links, sizes, axis, a.order) for axis in MESH_AXES}
+    tensor, stages = sizes["tensor"], sizes["stage"]
     times = work.batch // candidates.microbatch
     sequences = candidates.microbatch // candidates.replicas
-    tokens = sequences * work.sequence
-    full = candidates.remat == candidates.remats.index("full")
+    tokens = sequences * work.sequence / sizes["context"]
+    blocks = np.ceil(work.layers / stages)
+    weights_again, attention_again = _recomputed(candidates)
 
-    product = 2.0 * tokens * work.width * work.width / tensor
-    attention = work.attention_flops * (0.5 if work.fused_attention and work.causal else 1.0)
-    backward = a.flash_backward if work.fused_attention else 2.0
-    if work.kernel == "cudnn_segments":
-        backward += 1.0  # its backward pass runs the forward kernel again
+    each = block(
+        work,
+        device,
+        tokens=tokens,
+        sequences=sequences,
+        tensor=tensor,
+        kept=sequences * where.activations,
+        weights_again=weights_again,
+        attention_again=attention_again,
+        assumptions=a,
+    )
+    carry = sequences * where.carry * np.where(candidates.sequence, tensor, 1)
+    passes = 4.0 + 2.0 * weights_again
+    collective = _between_ranks(rings["tensor"], carry, candidates.sequence)
+    ring = _ring(rings["context"], work, tokens / tensor, each, attention_again)
+    busy = each.products + each.elementwise + each.recompute + passes * collective + ring
+    waiting = _waiting(busy, each.kernels, tensor, a)
+    hop = rings["stage"].hop(carry / np.where(candidates.sequence | np.asarray(a.splits_hops), tensor, 1))
+    hops = np.where(stages > 1, 2.0 * candidates.virtual * hop, 0.0)
 
-    def matmuls(flops_per_token: Number, pieces: Number = 1) -> Number:
-        flops = times * tokens * flops_per_token / tensor
-        return matmul_seconds(flops, product / pieces, device, work.compute_dtype, a)
-
-    def moved(size: Number) -> Number:
-        return memory_seconds(times * sequences * size, device, a)
-
-    kept = work.layers * where.activations
-    chunked = candidates.loss_chunks > 1
+    head = _head(work, where, cluster, tokens, sequences, candidates, a)
     parts: dict[str, Number] = {
-        "compute": matmuls(3.0 * work.block_flops + (1.0 + backward) * attention)
-        + matmuls(3.0 * work.head_flops, candidates.loss_chunks),
-        "elementwise": moved(a.activation_passes * kept + 4.0 * where.logits),
-        "recompute": np.where(full, matmuls(work.block_flops + attention) + moved(2.0 * kept), 0.0),
-        "loss_recompute": np.where(
-            chunked, matmuls(work.head_flops, candidates.loss_chunks) + moved(2.0 * where.logits), 0.0
-        ),
+        "compute": times * (blocks * each.products + head["compute"]),
+        "elementwise": times * (blocks * each.elementwise + head["elementwise"]),
+        "recompute": times * blocks * each.recompute,
+        "loss_recompute": times * head["recompute"],
+        "dispatch": times * blocks * waiting,
+        "tensor_parallel": times * (blocks * passes + 2.0) * collective,
+        "context_ring": times * blocks * ring,
+        "pipeline_hops": times * hops,
+        "pipeline_bubble": (stages - 1) / candidates.virtual * (blocks * (busy + waiting) + hops),
+    }
+    hidden, link_bytes = _gradients(work, where, rings, blocks, times, candidates, a)
+    parts |= _exposed(hidden, parts["compute"], work, cluster, a)
+    split = np.where(candidates.zero, sizes["data"] * sizes["zone"], 1)
+    state = a.update_passes * (where.parameters + where.optimizer / split) + where.gradients
+    parts["optimizer"] = memory_seconds(state, device, a)
+    node = cluster.tiers[0].devices if cluster.tiers else 1
+    everything = np.sum(np.broadcast_arrays(*parts.values()), axis=0)
+    parts["stragglers"] = a.stragglers * np.log2(np.maximum(candidates.devices / node, 1.0)) * everything
+    parts["overhead"] = a.step_overhead
+
+    link_bytes["tensor"] = times * (blocks * passes + 2.0) * 2.0 * rings["tensor"].sent(carry)
+    link_bytes["stage"] = np.where(stages > 1, times * 2.0 * candidates.virtual * carry, 0.0)
+    rounds = 3.0 + attention_again
+    link_bytes["context"] = times * blocks * rounds * (sizes["context"] - 1) * _keys_values(work, tokens / tensor)
+    whole = np.zeros(len(candidates))
+    return (
+        {name: whole + part for name, part in parts.items()},
+        {axis: whole + link_bytes[axis] for axis in MESH_AXES},
+    )
+
+
+def _recomputed(candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of the products with weights and of the attention that each candidate runs once more."""
+    if unknown := [name for name in candidates.remats if name not in RECOMPUTED]:
+        raise ValueError(f"remat {', '.join(unknown)} has no price; priced are {', '.join(RECOMPUTED)}")
+    table = np.array([RECOMPUTED[name] for name in candidates.remats])
+    return table[candidates.remat, 0], table[candidates.remat, 1]
+
+
+def _between_ranks(ring: Group, carry: Number, sequence: np.ndarray) -> np.ndarray:
+    """One sum over the tensor axis: an all-reduce, or with sequence parallelism its two halves."""
+    return np.where(sequence, ring.reduce_scatter(carry) + ring.all_gather(carry), ring.all_reduce(carry))
+
+
+def _keys_values(work: Work, tokens: Number) -> Number:
+    return tokens * work.keys_values * BYTES[work.compute_dtype]
+
+
+def _ring(ring: Group, work: Work, tokens: Number, each: Block, attention_again: Number) -> np.ndarray:
+    """Ring attention of one block: c - 1 hops of the local keys and values forward, twice that backward (their
+    gradients travel too), each hidden behind the attention of the chunk that came before."""
+    size = _keys_values(work, tokens)
+    chunks = ring.ranks
+
+    def exposed(attention: Number, volume: Number) -> np.ndarray:
+        return (chunks - 1) * np.maximum(ring.hop(volume) - attention / chunks, 0.0)
+
+    forward = exposed(each.attention_forward, size)
+    return (1.0 + attention_again) * forward + exposed(each.attention_backward, 2.0 * size)
+
+
+def _waiting(busy: Number, kernels: Number, tensor: Number, a: Assumptions) -> Number:
+    """Seconds that one block waits for the host: the larger of both, smoothly, less the device's own time."""
+    issuing = a.dispatch * kernels * (1.0 + a.dispatch_ranks * np.log2(tensor))
+    larger, smaller = np.maximum(busy, issuing), np.minimum(busy, issuing)
+    return larger * (1.0 + (smaller / larger) ** a.dispatch_sharpness) ** (1.0 / a.dispatch_sharpness) - busy
+
+
+def _head(
+    work: Work,
+    where: Footprint,
+    cluster: Cluster,
+    tokens: Number,
+    sequences: Number,
+    candidates: Candidates,
+    a: Assumptions,
+) -> dict[str, Number]:
+    """Seconds of the output projection and the loss for one microbatch, by part."""
+    device, dtype, chunks = cluster.device, work.compute_dtype, candidates.loss_chunks
+    vocabulary = work.head_flops / (2.0 * work.width) / candidates.sizes["tensor"]
+    rows = tokens / chunks
+
+    def product(rows: Number, outputs: Number, inputs: Number) -> Number:
+        return chunks * product_seconds(rows, outputs, inputs, device, dtype, a)
+
+    forward = product(rows, vocabulary, work.width)
+    backward = product(rows, work.width, vocabulary) + product(work.width, vocabulary, rows)
+    logits = sequences * where.logits
+    again = forward + memory_seconds(2.0 * logits, device, a)
+    return {
+        "compute": forward + backward,
+        "elementwise": memory_seconds(a.loss_passes * logits, device, a),
+        "recompute": np.where(chunks > 1, again, 0.0),
     }
 
-    rings = {axis: group(cluster, sizes, axis) for axis in RING_AXES}
+
+def _gradients(
+    work: Work,
+    where: Footprint,
+    rings: Mapping[str, Group],
+    blocks: Number,
+    times: Number,
+    candidates: Candidates,
+    a: Assumptions,
+) -> tuple[dict[str, Number], dict[str, Number]]:
+    """Seconds of gathering weights and summing gradients, hidden or not, and the bytes they put on each axis."""
+    fsdp = candidates.sizes["fsdp"]
 
     def weights(collective: Callable[[Number], Number], share: Number = 1) -> Number:
         """A collective on the weights of every layer, one call per layer and one for what lies outside."""
-        return work.layers * collective(where.layer / share) + collective(where.others / share)
+        return blocks * collective(where.layer / share) + collective(where.others / share)
 
-    link_bytes: dict[str, Number] = {}
-    carry = sequences * where.carry
-    calls = times * (work.layers * np.where(full, 6, 4) + 2)
-    parts["tensor_parallel"] = calls * rings["tensor"].all_reduce(carry)
-    link_bytes["tensor"] = calls * 2 * rings["tensor"].sent(carry)
-
+    link_bytes: dict[str, Number] = {"fsdp": 3 * times * weights(rings["fsdp"].sent)}
     sync = times * weights(rings["fsdp"].reduce_scatter)
-    link_bytes["fsdp"] = 3 * times * weights(rings["fsdp"].sent)
     syncs = times if a.sync_every_microbatch else 1
     for axis in ("data", "zone"):
         sync = sync + syncs * weights(rings[axis].all_reduce, fsdp)
         link_bytes[axis] = syncs * 2 * weights(rings[axis].sent, fsdp)
-    hidden_from = {"fsdp_gather": 2 * times * weights(rings["fsdp"].all_gather), "gradient_sync": sync}
-    parts |= _exposed(hidden_from, parts["compute"], work, cluster, a)
-
-    state = 2.0 * (where.parameters + where.optimizer) + where.gradients
-    parts["optimizer"] = memory_seconds(state, device, a)
-    whole = np.zeros(len(candidates))
-    return (
-        {name: whole + part for name, part in parts.items()},
-        {axis: whole + size for axis, size in link_bytes.items()},
-    )
+    return {"fsdp_gather": 2 * times * weights(rings["fsdp"].all_gather), "gradient_sync": sync}, link_bytes
 
 
 def _exposed(
@@ -158,7 +259,7 @@ def _exposed(
     hiding slows the compute (planners.md 3.7). Devices that share their cores hide nothing.
     """
     total = np.sum(np.broadcast_arrays(*parts.values()), axis=0)
-    room = 0.0 if cluster.shared else compute * (1.0 - 1.0 / work.layers)
+    room = 0.0 if cluster.shared or not assumptions.hides_gradients else compute * (1.0 - 1.0 / work.layers)
     hidden = np.minimum(total, room)
     share = 1.0 - hidden * (1.0 - assumptions.contention) / np.where(total > 0, total, 1.0)
     return {name: value * share for name, value in parts.items()}

@@ -46,6 +46,7 @@ def device(name: str) -> Device:
         bandwidth=row["bandwidth"],
         nominal=min(row["peak"].values()),
         source=row["source"],
+        units=row["units"],
     )
 
 

@@ -31,6 +31,7 @@ class Device:
         nominal: FLOP/s that rank plans when `peak` has no entry for the dtype.
         overhead: bytes that runtime libraries keep for themselves.
         source: where the figures come from.
+        units: multiprocessors, among which a matrix product is cut up; 0 where unknown.
         products: measured matrix products by dtype; where there are none, a formula says how much of `peak` is reached.
         copies: measured copies in its memory; where there are none, a formula says how much of `bandwidth` is reached.
     """
@@ -42,6 +43,7 @@ class Device:
     nominal: float = NOMINAL_DEVICE
     overhead: int = GPU_OVERHEAD
     source: str = "unknown"
+    units: int = 0
     products: dict[str, tuple[Product, ...]] = field(default_factory=dict)
     copies: tuple[Copy, ...] = ()
 
