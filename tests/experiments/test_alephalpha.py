@@ -1,12 +1,13 @@
 """The out-of-memory benchmark: splits are disjoint, measures count what they say, coefficients move with evidence."""
 
+import dataclasses
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments.benchmarks.published import alephalpha, alephalpha_memory
+from experiments.benchmarks.published import alephalpha, alephalpha_memory, alephalpha_time
 from experiments.benchmarks.published.judge import Verdict
 from experiments.benchmarks.published.posterior import Prior, classify, regress
 from experiments.benchmarks.published.tables import Source, Table
@@ -90,6 +91,33 @@ def test_a_larger_microbatch_and_an_unfused_norm_need_more():
     one, two, unfused = alephalpha_memory.Layouts.of(rows).peak(alephalpha_memory.counted())
     assert one < two
     assert one < unfused
+
+
+def test_a_choice_that_ran_out_is_charged_and_a_rule_may_be_told():
+    rows = Table(
+        "t",
+        (
+            row(step_time_s="", status="OOM Error", micro_batch="4"),
+            row(step_time_s="10.0", trial="2"),
+            row(step_time_s="12.0", trial="3", pp="2", dp="16"),
+        ),
+    )
+    wrong = alephalpha.Predicted(
+        sizes=np.array([0.5, 0.6, 0.7]), seconds=np.array([9.0, 10.0, 12.0]), folds=(), league="x", constants=""
+    )
+    regret, ran_out, _ = alephalpha.choices(rows, wrong)
+    assert regret.ours.tolist() == [alephalpha.FAILED]
+    assert ran_out.ours.tolist() == [100.0]
+    refused = dataclasses.replace(wrong, sizes=np.array([1.5, 0.6, 0.7]))
+    assert alephalpha.choices(rows, refused)[0].ours.tolist() == [0.0]
+
+
+def test_step_times_follow_the_planners_own_functions():
+    rows = Table("t", (row(), row(recompute="every_layer", trial="2"), row(kernel="torch", trial="3")))
+    plain, again, torch = alephalpha_time.predict(rows)
+    assert again > plain
+    assert torch > plain
+    assert sum(alephalpha_time.parts(rows)[1].values()) == pytest.approx(again)
 
 
 def test_a_missing_file_is_skipped_and_named(tmp_path: Path):
