@@ -125,9 +125,12 @@ PRESETS: dict[str, dict[str, object]] = {
     "gpt2-350m": _gpt2(24, 16, 1024),
     "gpt2-774m": _gpt2(36, 20, 1280),
     "gpt2-1558m": _gpt2(48, 25, 1600),
-    # Llama 3.2 1B, Llama 2 7B and Llama 3 8B: config.json of the published checkpoints (MODEL_DOC/llama).
+    # Llama 3.2 1B, Llama 2 7B, 13B and 70B, and Llama 3 8B: config.json of the published checkpoints (MODEL_DOC/llama);
+    # the 13B and 70B shapes also in https://arxiv.org/abs/2307.09288.
     "llama-1b": _llama(16, 2048, 8192, 32, 8, 128256, rope_theta=500_000.0, tied=True),
     "llama-7b": _llama(32, 4096, 11008, 32, 32, 32000),
+    "llama-13b": _llama(40, 5120, 13824, 40, 40, 32000),
+    "llama-70b": _llama(80, 8192, 28672, 64, 8, 32000),
     "llama-8b": _llama(32, 4096, 14336, 32, 8, 128256, rope_theta=500_000.0),
 }
 """True shapes of published models. `llama-1b` leaves out Llama 3.2's frequency scaling, which acts beyond 8,192

@@ -5,11 +5,13 @@ the residuals that autodiff keeps for one block, optimizer state from `eval_shap
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.extend.core import Jaxpr, Var
 
 from jaxlm.model.attention import Kernel
 from jaxlm.model.block import Block
@@ -22,6 +24,7 @@ from jaxlm.tree import named_axes, named_leaves
 from planners.plan import Tensor, Workload
 
 Shape = tuple[int, ...]
+Kept = tuple[Shape, str, tuple[str | None, ...]]
 
 
 class _Recorder(Rules):
@@ -139,6 +142,8 @@ def _activations(config: ModelConfig, kernel: Kernel, dtype: str, sequence: int,
         # Weights that autodiff keeps do not grow, and are no activations; a fused kernel keeps no scores.
         if batch and length and not (kernel == "cudnn" and len(length) > 1):
             kept.append((shape, kind, _axes(shape, config, batch, length)))
+    if kernel != "xla":
+        kept = _fused(kept, kernel)
     waiting = Counter((shape, kind) for shape, kind, _ in kept)
     found = []
     for tensor in named:
@@ -152,10 +157,19 @@ def _activations(config: ModelConfig, kernel: Kernel, dtype: str, sequence: int,
     return tuple(found)
 
 
+def _fused(kept: list[Kept], kernel: Kernel) -> list[Kept]:
+    """What a fused kernel keeps of the softmax: one number per query, where XLA's has two, a maximum and a sum; by
+    segment offsets none, for its backward pass runs the forward kernel again."""
+    statistics = [each for each in kept if each[1] == "float32" and each[0][-1] == 1]
+    dropped = statistics if kernel == "cudnn_segments" else statistics[1:]
+    return [each for each in kept if not any(each is other for other in dropped)]
+
+
 def _residuals(
     config: ModelConfig, dtype: str, batch: int, sequence: int, packed: bool
 ) -> tuple[list[Tensor], list[tuple[Shape, str]]]:
-    """The named values of one block, and shape and dtype of all that its backward pass keeps."""
+    """The named values of one block, and shape and dtype of all that its backward pass keeps for this block alone:
+    what depends on positions only (rotary angles) is the same for every block, and kept once."""
     recorder = _Recorder()
     x = jax.ShapeDtypeStruct((batch, sequence, config.embed), jnp.dtype(dtype))
     ids = jax.ShapeDtypeStruct((batch, sequence), jnp.int32)
@@ -163,11 +177,22 @@ def _residuals(
     abstract: Kernel = "xla"
     block = jax.eval_shape(lambda key: Block(config, recorder, abstract, key=key), jax.random.key(0))
 
-    def keep(block: Block, x: jax.Array, positions: jax.Array, segments: jax.Array) -> Any:
+    def keep(positions: jax.Array, segments: jax.Array, block: Block, x: jax.Array) -> Any:
         return jax.vjp(lambda b, x: b(x, positions, segments if packed else None), block, x)[1]
 
-    leaves = jax.tree.leaves(jax.eval_shape(keep, block, x, ids, ids))
+    traced = jax.make_jaxpr(keep)(ids, ids, block, x).jaxpr
+    own = _depending(traced, traced.invars[2:])
+    leaves: list[Any] = [v.aval for v in traced.outvars if isinstance(v, Var) and v in own]
     return list(recorder.named.values()), [(leaf.shape, str(leaf.dtype)) for leaf in leaves]
+
+
+def _depending(jaxpr: Jaxpr, on: Sequence[Var]) -> set[Var]:
+    """The variables that depend on some of the inputs, those included."""
+    found = set(on)
+    for equation in jaxpr.eqns:
+        if any(isinstance(v, Var) and v in found for v in equation.invars):
+            found.update(equation.outvars)
+    return found
 
 
 def _grown(shape: Shape, larger: Shape) -> list[int]:
