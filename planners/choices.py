@@ -1,21 +1,18 @@
-"""The search space: every mesh, microbatch, remat and loss chunking that divides, with its price."""
+"""The search space: every mesh, microbatch, remat, optimizer split and loss chunking that divides, with its price."""
 
-import itertools
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from planners.assumptions import Assumptions
 from planners.candidates import REMATS, Candidates
-from planners.cost import price
-from planners.layout import check_executable, indivisible, rules, ways
-from planners.memory import Remat
-from planners.plan import BATCH_AXES, MESH_AXES, PlanError, Prediction, Search, Workload
+from planners.cost import Prices, price
+from planners.device_memory import device_memory
+from planners.layout import EXECUTABLE, check_executable, divides
+from planners.meshes import divisors, meshes
+from planners.plan import BATCH_AXES, PlanError, Prediction, Search, Workload
 from planners.topology import Cluster
-
-SEARCHED = ("data", "fsdp", "tensor")
-"""Mesh axes that this planner decides; the others stay 1 until the trainer can execute them."""
 
 CHUNKS = (1, 2, 4, 8, 16, 32, 64)
 """Pieces of the loss that are tried, fewest first."""
@@ -27,139 +24,157 @@ class Choice:
 
     mesh: dict[str, int]
     microbatch: int
-    remat: Remat
+    remat: str
     loss_chunks: int
     predicted: Prediction
+    zero: bool = False
+    virtual: int = 1
 
     @property
     def axes(self) -> int:
         return sum(size > 1 for size in self.mesh.values())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Choices:
+    """All choices of one search: the decisions, their prices, and the bytes that each device may use."""
+
+    candidates: Candidates
+    prices: Prices
+    budget: float
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    def __getitem__(self, row: int | np.integer) -> Choice:
+        at = self.candidates
+        return Choice(
+            mesh=at.mesh(int(row)),
+            microbatch=int(at.microbatch[row]),
+            remat=at.remats[at.remat[row]],
+            loss_chunks=int(at.loss_chunks[row]),
+            predicted=self.prices.prediction(int(row)),
+            zero=bool(at.zero[row]),
+            virtual=int(at.virtual[row]),
+        )
+
+    @property
+    def fits(self) -> np.ndarray:
+        """Whether each is predicted to fit."""
+        return self.prices.memory_bytes <= self.budget
+
+
 def summarise(choice: Choice, workload: Workload) -> str:
-    """One line: mesh, batch split, rematerialisation and loss pieces."""
+    """One line: mesh, batch split, rematerialisation, optimizer split and loss pieces."""
     axes = " ".join(f"{axis}={size}" for axis, size in choice.mesh.items() if size > 1) or "one device"
-    pieces = f", loss in {choice.loss_chunks} pieces" if choice.loss_chunks > 1 else ""
+    rest = f", {choice.virtual} turns round the stages" if choice.virtual > 1 else ""
+    rest += ", optimizer state over data" if choice.zero else ""
+    rest += f", loss in {choice.loss_chunks} pieces" if choice.loss_chunks > 1 else ""
     times = workload.batch // choice.microbatch
-    return f"{axes} | {times} x {choice.microbatch} sequences | remat {choice.remat}{pieces}"
+    return f"{axes} | {times} x {choice.microbatch} sequences | remat {choice.remat}{rest}"
 
 
-def enumerate_choices(workload: Workload, cluster: Cluster, search: Search, assumptions: Assumptions) -> list[Choice]:
-    """Every choice that divides and obeys the search; of the loss chunks only the fewest that fit, else the
-    most.
+def priced_choices(
+    workload: Workload,
+    cluster: Cluster,
+    search: Search,
+    assumptions: Assumptions,
+    axes: Sequence[str] = EXECUTABLE,
+) -> Choices:
+    """Every choice that divides and obeys the search, priced; of the loss chunks only the fewest that fit, else the
+    most. `axes` are the mesh axes to search; any other stays 1.
 
     Raises PlanError, naming the numbers, when the search contradicts itself or nothing divides.
     """
-    candidates = enumerate_candidates(workload, cluster, search)
+    check_search(workload, search, axes)
+    candidates = enumerate_candidates(workload, cluster, search, axes)
+    budget = cluster.device.memory * search.memory_fraction
+    chunks = [search.loss_chunks] if search.loss_chunks else [n for n in CHUNKS if workload.sequence % n == 0]
+    candidates = _fewest_chunks(workload, cluster, candidates, chunks, budget, search.unroll, assumptions)
     prices = price(workload, cluster, candidates, unroll=search.unroll, assumptions=assumptions)
-    rows = _fewest_chunks(candidates, prices.memory_bytes <= cluster.device.memory * search.memory_fraction)
-    return [
-        Choice(
-            mesh=candidates.mesh(row),
-            microbatch=int(candidates.microbatch[row]),
-            remat=REMATS[candidates.remat[row]],
-            loss_chunks=int(candidates.loss_chunks[row]),
-            predicted=prices.prediction(row),
-        )
-        for row in rows
-    ]
+    return Choices(candidates=candidates, prices=prices, budget=budget)
 
 
-def enumerate_candidates(workload: Workload, cluster: Cluster, search: Search) -> Candidates:
-    """Every combination that divides and obeys the search, the loss chunks of one choice next to each other, fewest
-    first. Raises PlanError, naming the numbers, when the search contradicts itself or nothing divides."""
-    _check_search(workload, search)
+def enumerate_candidates(
+    workload: Workload, cluster: Cluster, search: Search, axes: Sequence[str] = EXECUTABLE
+) -> Candidates:
+    """Every combination that divides and obeys the search, the loss in one piece. Raises PlanError when nothing
+    divides."""
+    sizes = meshes(workload, cluster, search, axes)
     remats = range(len(REMATS)) if search.remat == "auto" else [REMATS.index(search.remat)]
-    chunks = [n for n in CHUNKS if workload.sequence % n == 0]
-    chunks = [search.loss_chunks] if search.loss_chunks else chunks
     microbatches = [search.microbatch] if search.microbatch else divisors(workload.batch)
-    meshes = np.array([list(mesh.values()) for mesh in _meshes(workload, cluster, search)])
-    mesh, *columns = np.meshgrid(np.arange(len(meshes)), microbatches, list(remats), chunks, indexing="ij")
-    sizes = dict(zip(MESH_AXES, meshes[mesh.ravel()].T, strict=True))
-    microbatch, remat, loss_chunks = (column.ravel() for column in columns)
-    every = Candidates.of(sizes, microbatch=microbatch, remat=remat, loss_chunks=loss_chunks)
-    return every.take(every.microbatch % every.replicas == 0)
+    splits = [False, True] if search.shard_optimizer is None else [search.shard_optimizer]
+    turns = divisors(workload.layers) if np.any(sizes["stage"] > 1) else [1]
 
-
-def _fewest_chunks(candidates: Candidates, fits: np.ndarray) -> np.ndarray:
-    """Rows: of each run of choices that differ in their loss chunks only, the first that fits, else the last."""
-    keys = np.stack([*candidates.sizes.values(), candidates.microbatch, candidates.remat])
-    starts = np.flatnonzero(np.append(True, np.any(keys[:, 1:] != keys[:, :-1], axis=0)))
-    ends = np.append(starts[1:], len(candidates))
-    following = np.where(fits, np.arange(len(candidates)), len(candidates))
-    first = np.minimum.accumulate(following[::-1])[::-1][starts]
-    return np.where(first < ends, first, ends - 1)
-
-
-def _meshes(workload: Workload, cluster: Cluster, search: Search) -> list[dict[str, int]]:
-    """Meshes of the whole cluster that obey the search and divide the work; PlanError if none does."""
-    possible = [
-        mesh
-        for data, fsdp in itertools.product(divisors(cluster.count), repeat=2)
-        if cluster.count % (data * fsdp) == 0
-        for mesh in [_mesh(data=data, fsdp=fsdp, tensor=cluster.count // (data * fsdp))]
-        if all(mesh[axis] == size for axis, size in search.mesh.items())
-    ]
-    if not possible:
-        fixed = " x ".join(f"{axis}={size}" for axis, size in search.mesh.items() if axis in SEARCHED)
-        product = ways(search.mesh, search.mesh)
-        complete = all(axis in search.mesh for axis in SEARCHED)
+    mesh, microbatch = (
+        grid.ravel() for grid in np.meshgrid(np.arange(len(sizes["data"])), microbatches, indexing="ij")
+    )
+    replicas = np.prod([sizes[axis] for axis in BATCH_AXES], axis=0)
+    mesh, microbatch = (column[microbatch % replicas[mesh] == 0] for column in (mesh, microbatch))
+    rows, remat, zero, virtual = (
+        grid.ravel() for grid in np.meshgrid(np.arange(len(mesh)), list(remats), splits, turns, indexing="ij")
+    )
+    mesh, microbatch = mesh[rows], microbatch[rows]
+    shard = divides(workload, sizes, zero=True) & (sizes["data"] > 1)
+    stage = sizes["stage"][mesh]
+    # Interleaving sends the microbatches round in groups of as many as there are stages (arXiv:2104.04473, 2.2).
+    turn = (stage > 1) & (workload.layers // stage % virtual == 0) & (workload.batch // microbatch % stage == 0)
+    good = (~zero | shard[mesh]) & ((virtual == 1) | turn)
+    if not good.any():
         raise PlanError(
-            f"mesh {fixed} makes {product} devices, {cluster.name} has {cluster.count}"
-            + ("" if complete else f"; the fixed axes must multiply to a divisor of {cluster.count}")
+            "plan.shard_optimizer=true needs a data axis of at least 2 that, with fsdp, divides the model's width"
         )
-    reasons: dict[str, str] = {}
-    good: list[dict[str, int]] = []
-    for mesh in possible:
-        found = _obstacles(workload, cluster, search, mesh)
-        for subject, reason in found.items():
-            reasons.setdefault(subject, reason)
-        if not found:
-            good.append(mesh)
-    if not good:
-        shown = "; ".join(reasons.values())
-        raise PlanError(
-            shown if len(possible) == 1 else f"no mesh of {cluster.count} devices divides {workload.name}: {shown}"
-        )
-    return good
+    return Candidates.of(
+        {axis: size[mesh[good]] for axis, size in sizes.items()},
+        microbatch=microbatch[good],
+        remat=remat[good],
+        zero=zero[good],
+        virtual=virtual[good],
+    )
 
 
-def _mesh(**sizes: int) -> dict[str, int]:
-    return {axis: sizes.get(axis, 1) for axis in MESH_AXES}
+def _fewest_chunks(
+    workload: Workload,
+    cluster: Cluster,
+    candidates: Candidates,
+    chunks: Sequence[int],
+    budget: float,
+    unroll: int,
+    assumptions: Assumptions,
+) -> Candidates:
+    """The candidates with the fewest loss chunks that fit, or the most where none does."""
+    chosen = np.full(len(candidates), chunks[-1])
+    left = np.arange(len(candidates))
+    for pieces in chunks[:-1]:
+        tried = _with_chunks(candidates.take(left), np.full(len(left), pieces))
+        parts = device_memory(workload, cluster.device, tried, unroll=unroll, assumptions=assumptions)
+        fits = np.sum(list(parts.values()), axis=0) <= budget
+        chosen[left[fits]] = pieces
+        left = left[~fits]
+        if not len(left):
+            break
+    return _with_chunks(candidates, chosen)
 
 
-def _obstacles(workload: Workload, cluster: Cluster, search: Search, mesh: dict[str, int]) -> dict[str, str]:
-    """Why this mesh cannot split this work, a sentence for each quantity; empty when it can."""
-    replicas = ways(BATCH_AXES, mesh)
-    found: dict[str, str] = {}
-    if workload.batch % replicas:
-        below = workload.batch // replicas * replicas
-        sizes = ", ".join(str(size) for size in (below, below + replicas) if size)
-        found["batch"] = (
-            f"batch {workload.batch} cannot be split over {replicas} replicas; batch sizes that work: {sizes}"
-        )
-    elif search.microbatch and search.microbatch % replicas:
-        sizes = ", ".join(str(size) for size in divisors(workload.batch) if size % replicas == 0)
-        found["microbatch"] = (
-            f"microbatch {search.microbatch} cannot be split over {replicas} replicas; it can be {sizes}"
-        )
-    for logical, size, axes in indivisible(workload, rules(mesh), mesh):
-        found[logical] = say_indivisible(logical, size, axes, mesh, cluster.count)
-    return found
+def _with_chunks(candidates: Candidates, chunks: np.ndarray) -> Candidates:
+    return Candidates(
+        sizes=candidates.sizes,
+        microbatch=candidates.microbatch,
+        remat=candidates.remat,
+        loss_chunks=chunks,
+        zero=candidates.zero,
+        sequence=candidates.sequence,
+        virtual=candidates.virtual,
+        remats=candidates.remats,
+    )
 
 
-def say_indivisible(logical: str, size: int, axes: tuple[str, ...], mesh: Mapping[str, int], count: int) -> str:
-    """The sentence for one row of `indivisible` on `count` devices."""
-    label = " x ".join(f"{axis}={mesh[axis]}" for axis in axes)
-    sizes = ", ".join(str(divisor) for divisor in divisors(size) if divisor <= count)
-    return f"{logical}={size} is not divisible by {label}; {' x '.join(axes)} can be {sizes}"
-
-
-def _check_search(workload: Workload, search: Search) -> None:
+def check_search(workload: Workload, search: Search, axes: Sequence[str]) -> None:
+    """Raises PlanError when the search contradicts itself or the work, or fixes an axis that may not be used."""
     for axis, size in search.mesh.items():
         if size < 1:
             raise PlanError(f"mesh {axis}={size} must be at least 1; leave it out to let the planner decide")
-    check_executable(search.mesh)
+    check_executable({axis: size for axis, size in search.mesh.items() if axis not in axes})
     if search.microbatch is not None and (search.microbatch < 1 or workload.batch % search.microbatch):
         sizes = ", ".join(map(str, divisors(workload.batch)))
         raise PlanError(f"microbatch {search.microbatch} does not divide batch {workload.batch}; it can be {sizes}")
@@ -168,8 +183,3 @@ def _check_search(workload: Workload, search: Search) -> None:
             f"loss_chunks={search.loss_chunks} does not divide sequence={workload.sequence}; "
             f"it can be {', '.join(str(n) for n in CHUNKS if workload.sequence % n == 0)}"
         )
-
-
-def divisors(number: int) -> list[int]:
-    small = [n for n in range(1, int(number**0.5) + 1) if number % n == 0]
-    return sorted({*small, *(number // n for n in small)})

@@ -1,5 +1,6 @@
 """One step of many plans at once: its seconds and its bytes, from compute, communication and memory."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -10,7 +11,8 @@ from planners.block import RECOMPUTED, Block, block
 from planners.candidates import Candidates
 from planners.comm import Group, calibrated, group
 from planners.compute import memory_seconds, product_seconds
-from planners.memory import Footprint, footprint, memory
+from planners.device_memory import device_memory
+from planners.memory import Footprint, footprint
 from planners.plan import BYTES, MESH_AXES, Prediction, Workload
 from planners.topology import Cluster
 from planners.work import Number, Work
@@ -64,13 +66,21 @@ def price(
 ) -> Prices:
     """Prices every candidate for one model on one cluster."""
     where = footprint(workload, candidates.sizes)
+    held = device_memory(workload, cluster.device, candidates, unroll=unroll, assumptions=assumptions)
+    share = held["parameters"] / where.parameters  # of one stage
+    where = dataclasses.replace(
+        where,
+        parameters=where.parameters * share,
+        optimizer=where.optimizer * share,
+        gradients=where.gradients * share,
+    )
     work = Work.of(workload)
     parts, link_bytes = seconds(work, where, cluster, candidates, assumptions)
     peak = cluster.device.peak.get(workload.compute_dtype)
     total = np.sum(list(parts.values()), axis=0)
     return Prices(
         seconds=parts,
-        memory=memory(where, workload, cluster.device, candidates, unroll=unroll, assumptions=assumptions),
+        memory=held,
         link_bytes=link_bytes,
         mfu=work.model_flops / (total * cluster.count * peak) if peak else None,
     )

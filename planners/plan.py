@@ -429,6 +429,7 @@ class Search:
         microbatch: sequences per microbatch over all devices.
         remat: `auto` (no rematerialisation if it fits, else the cheapest that does), `none` or `full`.
         loss_chunks: pieces in which the logits are computed; 0 lets the planner decide.
+        shard_optimizer: split the optimizer state over the data axis too (ZeRO-1); None lets the planner decide.
         memory_fraction: share of each device's memory that a plan may use.
         unroll: layers per iteration of the layer scan.
         options: XLA options for the training step, passed through the plan.
@@ -438,6 +439,7 @@ class Search:
     microbatch: int | None = None
     remat: Literal["auto", "none", "full"] = "auto"
     loss_chunks: int = 0
+    shard_optimizer: bool | None = None
     memory_fraction: float = 0.9
     unroll: int = 1
     options: dict[str, str | int | float | bool] = field(default_factory=dict)

@@ -1,10 +1,12 @@
 """Says why no plan fits, with the memory of the least hungry one, and which smallest change would fit."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
 
 from planners.assumptions import Assumptions
-from planners.choices import Choice, enumerate_choices, summarise
+from planners.choices import Choice, Choices, priced_choices, summarise
 from planners.explain import gib, memory_table
 from planners.layout import ways
 from planners.plan import BATCH_AXES, PlanError, Search, Tensor, Workload
@@ -12,10 +14,15 @@ from planners.topology import Cluster, Link
 
 
 def refusal(
-    workload: Workload, cluster: Cluster, search: Search, assumptions: Assumptions, choices: list[Choice]
+    workload: Workload,
+    cluster: Cluster,
+    search: Search,
+    assumptions: Assumptions,
+    choices: Choices,
+    axes: Sequence[str],
 ) -> str:
     """Why none of the choices fits: the memory of the least hungry one, and what would fit."""
-    least = min(choices, key=lambda choice: (choice.predicted.memory_bytes, choice.predicted.step_seconds))
+    least = choices[np.lexsort([choices.prices.step_seconds, choices.prices.memory_bytes])[0]]
     need, memory = least.predicted.memory_bytes, cluster.device.memory
     lines = [
         f"{workload.name} does not fit on {cluster.describe()}: the least hungry plan is predicted to need "
@@ -25,23 +32,26 @@ def refusal(
         memory_table(least.predicted.memory, memory, search.memory_fraction),
         "",
     ]
-    remedies = _remedies(workload, cluster, search, assumptions, least)
+    remedies = _remedies(workload, cluster, search, assumptions, least, axes)
     lines += ["What would fit:", *(f"  - {line}" for line in remedies)] if remedies else ["Nothing tried would fit."]
     return "\n".join(lines)
 
 
 def _remedies(
-    workload: Workload, cluster: Cluster, search: Search, assumptions: Assumptions, least: Choice
+    workload: Workload,
+    cluster: Cluster,
+    search: Search,
+    assumptions: Assumptions,
+    least: Choice,
+    axes: Sequence[str],
 ) -> list[str]:
     """The smallest single changes after which a plan fits, each tried; and what cannot help any more."""
 
     def fits(work: Workload = workload, machines: Cluster = cluster, wish: Search = search) -> bool:
         try:
-            choices = list(enumerate_choices(work, machines, wish, assumptions))
+            return bool(priced_choices(work, machines, wish, assumptions, axes).fits.any())
         except PlanError:
             return False
-        budget = machines.device.memory * wish.memory_fraction
-        return any(choice.predicted.memory_bytes <= budget for choice in choices)
 
     def halvings(number: int, smallest: int = 1) -> Iterator[int]:
         while number % 2 == 0 and number // 2 >= smallest:
@@ -69,6 +79,13 @@ def _remedies(
                 dataclasses.replace(search, loss_chunks=0),
             )
         )
+    if search.shard_optimizer is False:
+        freed.append(
+            (
+                "plan.shard_optimizer left to the planner",
+                dataclasses.replace(search, shard_optimizer=None),
+            )
+        )
     found += [text for text, wish in freed if fits(wish=wish)]
 
     share = least.predicted.memory_bytes / cluster.device.memory
@@ -81,7 +98,7 @@ def _remedies(
         if value is not None:
             found.append(label(value))
 
-    if not cluster.shared:
+    if not cluster.shared and not cluster.unequal:
         more = (cluster.count * 2**power for power in range(1, 8))
         first(
             lambda count: f"{count} devices of this kind instead of {cluster.count}",

@@ -1,16 +1,15 @@
 """Finds the fastest plan that fits: price every choice, prune by memory, rank, say why the others lost."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from planners.assumptions import Assumptions
-from planners.choices import Choice, enumerate_choices, say_indivisible, summarise
-from planners.explain import duration, gib
-from planners.layout import check_executable, indivisible, rules
-from planners.memory import Remat
+from planners.choices import Choice, priced_choices
+from planners.explain import gib
+from planners.layout import EXECUTABLE, check_executable, indivisible, rules
+from planners.meshes import say_indivisible
 from planners.plan import (
     MESH_AXES,
-    Alternative,
     Batch,
     Compile,
     Plan,
@@ -20,56 +19,57 @@ from planners.plan import (
     Segment,
     Workload,
 )
+from planners.ranking import ranked
+from planners.reasons import alternatives, distinct
 from planners.refusal import refusal
 from planners.topology import Cluster
 
-ALTERNATIVES = 5
-"""Runners-up that a plan tells of."""
 
-
-def plan(workload: Workload, cluster: Cluster, search: Search, assumptions: Assumptions | None = None) -> Plan:
+def plan(
+    workload: Workload,
+    cluster: Cluster,
+    search: Search,
+    assumptions: Assumptions | None = None,
+    axes: Sequence[str] = EXECUTABLE,
+) -> Plan:
     """The fastest plan that fits, by prediction; among predicted ties the simplest.
 
-    On a CPU host, whose devices share cores and memory, splitting the batch comes before any other split.
+    On a CPU host, whose devices share cores and memory, splitting the batch comes before any other split. `axes` are
+    the mesh axes that are searched: by default those that the trainer executes.
     Raises PlanError when nothing divides (naming the numbers) or nothing fits (with a memory table and what
     would fit).
     """
-    assumptions = assumptions or Assumptions()
-    budget = cluster.device.memory * search.memory_fraction
-    choices = list(enumerate_choices(workload, cluster, search, assumptions))
-    fitting = [choice for choice in choices if choice.predicted.memory_bytes <= budget]
-    if not fitting:
-        raise PlanError(refusal(workload, cluster, search, assumptions, choices))
-    ranked = _ranked(fitting, cluster, assumptions)
-    winner = ranked[0]
-    too_big = [choice for choice in choices if choice.predicted.memory_bytes > budget]
-    return dataclasses.replace(
-        _made(winner, workload, search),
-        assumptions=_record(workload, cluster, search, assumptions),
-        alternatives=_alternatives(winner, ranked[1:], too_big, workload, cluster, budget, assumptions),
-    )
+    return shortlist(workload, cluster, search, 1, assumptions, axes)[0]
 
 
 def shortlist(
-    workload: Workload, cluster: Cluster, search: Search, count: int, assumptions: Assumptions | None = None
+    workload: Workload,
+    cluster: Cluster,
+    search: Search,
+    count: int,
+    assumptions: Assumptions | None = None,
+    axes: Sequence[str] = EXECUTABLE,
 ) -> tuple[Plan, ...]:
     """The plan that `plan` finds, then the next best of each other mesh and remat: at most `count` of them."""
     assumptions = assumptions or Assumptions()
-    first = plan(workload, cluster, search, assumptions)
-    budget = cluster.device.memory * search.memory_fraction
-    choices = enumerate_choices(workload, cluster, search, assumptions)
-    ranked = _ranked([c for c in choices if c.predicted.memory_bytes <= budget], cluster, assumptions)
-    kinds: dict[tuple[tuple[int, ...], str], Choice] = {}
-    for choice in ranked:
-        kinds.setdefault(_kind(choice), choice)
-    return (first, *(_made(choice, workload, search) for choice in list(kinds.values())[1:count]))
+    choices = priced_choices(workload, cluster, search, assumptions, axes)
+    if not choices.fits.any():
+        raise PlanError(refusal(workload, cluster, search, assumptions, choices, axes))
+    order = ranked(choices, cluster, assumptions)
+    best = dataclasses.replace(
+        _made(choices[order[0]], workload, search),
+        assumptions=_record(workload, cluster, search, assumptions),
+        alternatives=alternatives(choices, order, workload, cluster, assumptions),
+    )
+    others = distinct(choices, order)[1:count] if count > 1 else []
+    return (best, *(_made(choices[row], workload, search) for row in others))
 
 
 def _made(choice: Choice, workload: Workload, search: Search) -> Plan:
     """One choice as a plan, without assumptions and alternatives."""
     return Plan(
         mesh=choice.mesh,
-        rules=rules(choice.mesh),
+        rules=rules(choice.mesh, zero=choice.zero),
         batch=Batch(
             sequences=workload.batch,
             microbatch=choice.microbatch,
@@ -87,9 +87,11 @@ def price(
     search: Search,
     mesh: Mapping[str, int],
     microbatch: int,
-    remat: Remat = "none",
+    remat: str = "none",
     loss_chunks: int = 1,
     assumptions: Assumptions | None = None,
+    *,
+    zero: bool = False,
 ) -> Prediction:
     """What one hand-made choice is predicted to cost; it need not fit. Axes that `mesh` leaves out are 1.
 
@@ -101,9 +103,30 @@ def price(
         microbatch=microbatch,
         remat=remat,
         loss_chunks=loss_chunks,
+        shard_optimizer=zero,
     )
-    (choice,) = enumerate_choices(workload, cluster, fixed, assumptions or Assumptions())
-    return choice.predicted
+    return priced_choices(workload, cluster, fixed, assumptions or Assumptions(), MESH_AXES)[0].predicted
+
+
+def beyond(
+    made: Plan, workload: Workload, cluster: Cluster, search: Search, assumptions: Assumptions | None = None
+) -> str | None:
+    """One line on a faster plan that the trainer cannot execute yet; None where there is none, or no difference that
+    the prediction can tell."""
+    assumptions = assumptions or Assumptions()
+    if cluster.count == 1 or cluster.shared or made.predicted is None:
+        return None
+    best = plan(workload, cluster, search, assumptions, MESH_AXES)
+    missing = [axis for axis, size in best.mesh.items() if axis not in EXECUTABLE and size > 1]
+    if not missing or best.predicted is None:
+        return None
+    gain = 1.0 - best.predicted.step_seconds / made.predicted.step_seconds
+    if gain <= assumptions.tie:
+        return None
+    named = " and ".join(f"{axis}={best.mesh[axis]}" for axis in missing)
+    return (
+        f"a plan with {named} is predicted {gain:.0%} faster; the trainer does not execute {' and '.join(missing)} yet"
+    )
 
 
 def check(plan: Plan, workload: Workload, cluster: Cluster) -> None:
@@ -125,90 +148,6 @@ def check(plan: Plan, workload: Workload, cluster: Cluster) -> None:
         raise PlanError("; ".join(say_indivisible(*row, plan.mesh, cluster.count) for row in found))
     if workload.sequence % plan.compile.loss_chunks:
         raise PlanError(f"loss_chunks={plan.compile.loss_chunks} does not divide sequence={workload.sequence}")
-
-
-def _ranked(choices: list[Choice], cluster: Cluster, assumptions: Assumptions) -> list[Choice]:
-    """Best first. Ties with the fastest go to the simplest: fewest axes, then fewest microbatches."""
-
-    def tier(choice: Choice) -> tuple[int, int]:
-        return (choice.mesh["tensor"], choice.mesh["fsdp"]) if cluster.shared else (1, 1)
-
-    best = min(tier(choice) for choice in choices)
-    fastest = min(choice.predicted.step_seconds for choice in choices if tier(choice) == best)
-    limit = fastest * (1.0 + assumptions.tie)
-
-    def key(choice: Choice) -> tuple[object, ...]:
-        seconds = choice.predicted.step_seconds
-        tied = tier(choice) == best and seconds <= limit
-        exact = (seconds, choice.predicted.memory_bytes, tuple(choice.mesh.values()))
-        return (tier(choice), not tied, *((choice.axes, -choice.microbatch) if tied else ()), *exact)
-
-    return sorted(choices, key=key)
-
-
-def _alternatives(
-    winner: Choice,
-    losers: list[Choice],
-    too_big: list[Choice],
-    workload: Workload,
-    cluster: Cluster,
-    budget: float,
-    assumptions: Assumptions,
-) -> tuple[Alternative, ...]:
-    """The next best of each other mesh and remat, after the fastest choice that only lacked memory."""
-    told: list[tuple[Choice, str]] = []
-    faster = [choice for choice in too_big if choice.predicted.step_seconds < winner.predicted.step_seconds]
-    if faster:
-        first = min(faster, key=lambda choice: (choice.predicted.step_seconds, choice.predicted.memory_bytes))
-        told.append((first, _why_too_big(winner, first, budget)))
-    seen = {_kind(winner)}
-    for choice in losers:
-        if len(told) >= ALTERNATIVES:
-            break
-        if _kind(choice) not in seen:
-            seen.add(_kind(choice))
-            told.append((choice, _why_slower(winner, choice, cluster, assumptions)))
-    return tuple(
-        Alternative(
-            summary=summarise(choice, workload),
-            step_seconds=choice.predicted.step_seconds,
-            memory_bytes=choice.predicted.memory_bytes,
-            reason=reason,
-        )
-        for choice, reason in told
-    )
-
-
-def _kind(choice: Choice) -> tuple[tuple[int, ...], str]:
-    return tuple(choice.mesh.values()), choice.remat
-
-
-def _why_too_big(winner: Choice, loser: Choice, budget: float) -> str:
-    memory = loser.predicted.memory
-    part = max(memory, key=lambda name: memory[name] - winner.predicted.memory.get(name, 0.0))
-    gain = 1.0 - loser.predicted.step_seconds / winner.predicted.step_seconds
-    return (
-        f"would be {gain:.0%} faster but does not fit: it needs {gib(loser.predicted.memory_bytes)} of "
-        f"{gib(budget)}; {part} alone takes {gib(memory[part])} "
-        f"(winner {gib(winner.predicted.memory.get(part, 0.0))})"
-    )
-
-
-def _why_slower(winner: Choice, loser: Choice, cluster: Cluster, assumptions: Assumptions) -> str:
-    mine, theirs = winner.predicted.seconds, loser.predicted.seconds
-    part = max({**mine, **theirs}, key=lambda name: theirs.get(name, 0.0) - mine.get(name, 0.0))
-    takes = duration(theirs.get(part, 0.0))
-    term = f"{part} adds {takes}"
-    if part in mine:
-        term = f"{part} takes {takes} instead of {duration(mine[part])}"
-    excess = loser.predicted.step_seconds / winner.predicted.step_seconds - 1.0
-    if excess > assumptions.tie:
-        return f"{excess:.1%} slower: {term}"
-    if cluster.shared and loser.mesh != winner.mesh:
-        return "the devices share the same cores, where splitting only the batch comes first"
-    if excess >= 0:
-        return f"a tie ({excess:.1%} slower): {term}"
-    return f"a tie ({-excess:.1%} faster), but less simple: {loser.axes} mesh axes instead of {winner.axes}"
 
 
 def _record(workload: Workload, cluster: Cluster, search: Search, assumptions: Assumptions) -> dict[str, str]:
