@@ -145,6 +145,58 @@ class MakePlan(Common):
 
 
 @dataclass(kw_only=True)
+class Probe(Common):
+    """Measure this machine or job: FLOP/s by dtype and size, memory bandwidth, every collective by ranks and size.
+
+    Writes a cluster file for --cluster. In a job of several processes start this on each, as `jaxlm train`; process 0
+    writes. Other work on the machine spoils the figures.
+
+    Example: jaxlm probe --out here.yaml && jaxlm plan configs/quickstart.yaml --cluster here.yaml
+    """
+
+    out: Path | None = None
+    """Cluster file to write; default print it."""
+    quick: bool = False
+    """Fewer and smaller sizes, within about a minute."""
+    seconds: float | None = None
+    """Time budget; default 300, with --quick 60."""
+    compare: Path | None = None
+    """Older cluster file: list every figure that changed by more than its noise."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, for a job of several processes."""
+    processes: int = 1
+    """Processes of the job."""
+    process: int = 0
+    """Which of them this is, from 0."""
+    dead_after: float = 60.0
+    """Seconds without a sign of life after which a process of the job counts as dead and the others end."""
+    json: bool = False
+    """One JSON object as the last line."""
+
+    def run(self) -> int:
+        self.no_overrides()
+        if self.seconds is not None and self.seconds <= 0:
+            raise Refused(f"--seconds {self.seconds:g} must be positive")
+        from jaxlm.probe import FULL, QUICK, probe
+        from jaxlm.runtime.distributed import Job
+
+        job = Job(
+            coordinator=self.coordinator,
+            processes=self.processes,
+            process=self.process,
+            dead_after=self.dead_after,
+        )
+        extent = QUICK if self.quick else FULL
+        if self.seconds is not None:
+            extent = dataclasses.replace(extent, seconds=self.seconds)
+        text, facts = probe(job, extent, self.out, self.compare)
+        if self.process == 0:
+            print(text)
+            report(self.json, facts)
+        return 0
+
+
+@dataclass(kw_only=True)
 class Prepare(Common):
     """Read the text, train the tokenizer, write token shards; an interrupted preparation goes on where it was.
 
@@ -378,6 +430,7 @@ class Doctor(Common):
 Command = (
     Annotated[Train, subcommand("train")]
     | Annotated[MakePlan, subcommand("plan")]
+    | Annotated[Probe, subcommand("probe")]
     | Annotated[Data, subcommand("data")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Plot, subcommand("plot")]

@@ -90,3 +90,28 @@ def _of_size(rows: Sequence[Timing], ranks: int, sizes: np.ndarray) -> np.ndarra
     else:
         slope = max((seconds[-1] - seconds[-2]) / (bytes_[-1] - bytes_[-2]), 0.0)
     return np.interp(sizes, bytes_, seconds) + slope * np.maximum(sizes - bytes_[-1], 0.0)
+
+
+def fitted(rows: Sequence[Timing], collective: str) -> tuple[float, float, float]:
+    """Latency (s), its growth per doubling of the ranks (s) and bandwidth (bytes/s) that fit the rows best.
+
+    Least squares of relative errors of `latency + doubling log2(ranks) + moved bytes / bandwidth`; no term is negative.
+    Where no size shows a bandwidth the largest row's is taken. Raises ValueError without a row.
+    """
+    if not rows:
+        raise ValueError(f"no measurement of {collective}")
+    ranks, size, seconds = (np.array([getattr(r, k) for r in rows], float) for k in ("ranks", "bytes", "seconds"))
+    columns = np.stack([np.ones_like(ranks), np.log2(ranks), moved(collective, ranks) * size], axis=1)
+    if len(np.unique(ranks)) == 1:
+        columns[:, 1] = 0.0
+    found = np.zeros(3)
+    left = [i for i in range(3) if columns[:, i].any()]
+    while left:
+        part = np.linalg.lstsq(columns[:, left] / seconds[:, None], np.ones(len(rows)), rcond=None)[0]
+        if (part >= 0).all():
+            found[left] = part
+            break
+        left.pop(int(np.argmin(part)))
+    largest = int(np.argmax(size))
+    bandwidth = 1 / found[2] if found[2] > 0 else columns[largest, 2] / seconds[largest]
+    return float(found[0]), float(found[1]), float(bandwidth)
