@@ -40,6 +40,7 @@ class Judged:
     Attributes:
         schedule: the order.
         seconds: expected time of the step.
+        median: of the step time over the draws.
         std: spread of the step time over the draws.
         slower: expected seconds that it loses to the chosen order.
         slower_error: standard error of `slower`, from draws that both orders share.
@@ -47,6 +48,7 @@ class Judged:
 
     schedule: Schedule
     seconds: float
+    median: float
     std: float
     slower: float
     slower_error: float
@@ -107,6 +109,7 @@ def choose(
         Judged(
             schedule=option.schedule,
             seconds=float(means[i]),
+            median=float(np.median(times[i])),
             std=float(times[i].std()),
             slower=float(means[i] - means[best]),
             slower_error=float((times[i] - times[best]).std() / np.sqrt(draws)),
