@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from jaxlm.balancing import Balancer
 from jaxlm.checkpoints.errors import CheckpointError
 from jaxlm.checkpoints.processes import first_decides
 from jaxlm.checkpoints.schedule import Schedule
@@ -33,7 +34,7 @@ from jaxlm.runtime.peers import Peers
 from jaxlm.session import Session, expected_vocab, local_machine, numerics, resolve, workload_of
 from jaxlm.setup import Options, Setup, resume_command
 from jaxlm.trainer.hooks import Evaluating, Saving
-from jaxlm.trainer.loop import Hook, Outcome
+from jaxlm.trainer.loop import Finished, Hook, Outcome
 from jaxlm.trainer.loop import train as run_loop
 from jaxlm.trainer.metrics import JsonLines, Meter, TensorBoard, Work, read_jsonl
 from jaxlm.trainer.plot import plot_runs
@@ -195,7 +196,11 @@ class _Training:
     def _run(self, state: TrainState[Any], done: int) -> int:
         run, plan = self.run_config, self.setup.plan
         loader = Loader(self.corpus.training(run.data), run.train.batch, run.data.sequence, run.data.mode, run.seed)
-        feed = self.session.feed(loader, plan.batch.accumulation, plan.batch.microbatch)
+        balancer = self._balancer(done)
+        if balancer is None:
+            feed = self.session.feed(loader, plan.batch.accumulation, plan.batch.microbatch)
+        else:
+            feed = self.session.shared_feed(loader, balancer.slots, balancer.sequences, balancer.now)
         step, compile_seconds = self._compile(feed[done])
         self.say(loader.describe(run.train.steps))
         progress = Progress(done, run.train.steps) if self.leader else None
@@ -203,12 +208,18 @@ class _Training:
         say = progress.say if progress else self.say
         evaluating = Evaluating(run.train.eval_every, lambda at, state: self._evaluate_between_steps(at, state, say))
         meter = Meter(self._work(loader), run.train.log_every, run.train.steps, writers)
-        saving = self._saving(meter.flush)
+        report: Callable[[Finished], None] = meter
+        moving: Callable[[], dict[str, Any]] = dict
+        if balancer is not None:
+            balancer.say = say
+            report = lambda finished: meter(balancer.observe(finished))
+            moving = lambda: {"shares": balancer.to_json()}
+        saving = self._saving(meter.flush, moving)
         hooks: Sequence[Hook] = (saving, evaluating)
         began = time.monotonic()
         try:
             with self.stop.deferred(), ExitStack() as last:
-                for each in (progress, *writers, meter):
+                for each in (step, progress, *writers, meter):
                     if hasattr(each, "close") and each is not self.tracking:
                         last.callback(each.close)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
                 if self.setup.options.profile is not None and self.leader:
@@ -223,7 +234,7 @@ class _Training:
                     start=done,
                     steps=run.train.steps,
                     tensors=list(named_leaves(self.session.abstract.model)),
-                    report=meter,
+                    report=report,
                     hooks=hooks,
                     stop=self._asked,
                 )
@@ -249,7 +260,9 @@ class _Training:
 
     def _compile(self, batch: Any) -> tuple[Any, float]:
         began = time.monotonic()
-        compiled = self.session.compile_step(batch)
+        balanced = self.setup.plan.batch.balance is not None
+        compile_balanced = lambda batch: self.session.compile_balanced(batch, self.setup.options.pace)
+        compiled = compile_balanced(batch) if balanced else self.session.compile_step(batch)
         seconds = time.monotonic() - began
         require_kernel(self.session.how.kernel, compiled.as_text() or "")
         analysis = compiled.memory_analysis()
@@ -261,7 +274,15 @@ class _Training:
             self.say(f"step compiled in {seconds:.1f} s: {used / 2**20:,.0f} MiB per device by XLA{beside}")
         return compiled, seconds
 
-    def _saving(self, report: Callable[[], None]) -> Saving:
+    def _balancer(self, done: int) -> Balancer | None:
+        """What keeps the replicas' shares, where the plan has them unequal: as they were when the run was left."""
+        plan = self.setup.plan
+        if plan.batch.balance is None:
+            return None
+        saved = self.store.facts(done).get("shares") if done else None
+        return Balancer(plan, self.run_config.data.sequence, saved)
+
+    def _saving(self, report: Callable[[], None], moving: Callable[[], dict[str, Any]]) -> Saving:
         run = self.run_config
         agree = first_decides if jax.process_count() > 1 else bool
         facts = {
@@ -271,7 +292,7 @@ class _Training:
             "seed": run.seed,
             "parent": encode(run.parent),
         }
-        return Saving(self.store, Schedule(run.checkpoint, agree=agree), facts, run.checkpoint.enabled, report)
+        return Saving(self.store, Schedule(run.checkpoint, agree=agree), facts, run.checkpoint.enabled, report, moving)
 
     def _writers(self, done: int, progress: Progress | None) -> list[Any]:
         if progress is None:

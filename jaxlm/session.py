@@ -1,7 +1,7 @@
 """The pieces that training, evaluation and generation share: corpus, model, plan, mesh and state, put together."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -14,7 +14,7 @@ import optax
 from jaxlm.checkpoints.store import Store
 from jaxlm.collectives.sync import Implicit
 from jaxlm.config import Run
-from jaxlm.data.feed import Feed
+from jaxlm.data.feed import Feed, Shared
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.decode import ConfigError
 from jaxlm.model.attention import Kernel, choose_kernel
@@ -24,6 +24,15 @@ from jaxlm.model.loss import next_token
 from jaxlm.model.transformer import Execution, Transformer
 from jaxlm.runtime.distributed import cores
 from jaxlm.sharding import Rules, batch_sharding, make_mesh, replicated, shardings
+from jaxlm.trainer.balanced import (
+    BalancedStep,
+    Pace,
+    Sums,
+    make_balanced_programs,
+    seconds_shape,
+    seconds_sharding,
+    sums_sharding,
+)
 from jaxlm.trainer.state import TrainState, init_state
 from jaxlm.trainer.step import make_train_step
 from jaxlm.tree import from_named, named_leaves
@@ -110,6 +119,11 @@ def workload_of(run: Run, model: ModelConfig, how: Numerics) -> Workload:
         dtype=how.dtype,
         packed=run.data.mode == "pack",
     )
+
+
+def _like(batch: Any) -> Any:
+    """The batch as shapes with shardings."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), batch)
 
 
 def inference_plan(model: ModelConfig, devices: int, batch: int) -> Plan:
@@ -205,20 +219,38 @@ class Session:
         kinds |= {"weights": jnp.float32}
         return {name: jax.ShapeDtypeStruct(shape, kind, sharding=place) for name, kind in kinds.items()}
 
+    def shared_feed(self, source: Any, slots: int, sequences: int, shares: Callable[[], Sequence[int]]) -> Shared:
+        """Batches for `compile_balanced`: at most `slots` microbatches of `sequences` for each replica."""
+        packed = self.run.data.mode == "pack"
+        return Shared(source, self.mesh, slots, sequences, shares, packed=packed)
+
     def compile_step(self, batch: Any) -> jax.stages.Compiled:
         """The training step, compiled once, ahead of the first step. Raises ConfigError for an unknown XLA option."""
         rate = self.run.optim.rate(self.run.train.steps)
         step = make_train_step(next_token, self.tx, Implicit(), seed=self.run.seed, report=lambda s: {"lr": rate(s)})
-        options = dict(self.plan.compile.options)
-        jitted = jax.jit(
-            step,
-            donate_argnums=0,
-            out_shardings=(self.places, replicated(self.mesh)),
-            compiler_options=options or None,
+        return self._compiled(step, (self.abstract, _like(batch)), (self.places, replicated(self.mesh)), donate=(0,))
+
+    def compile_balanced(self, batch: Any, pace: Pace | None = None) -> BalancedStep:
+        """The training step whose replicas compute unequal shares, of batches from `shared_feed`. Raises likewise."""
+        rate = self.run.optim.rate(self.run.train.steps)
+        compute, finish = make_balanced_programs(
+            next_token, self.tx, seed=self.run.seed, report=lambda s: {"lr": rate(s)}
         )
-        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), batch)
+        like, state = _like(batch), self.abstract
+        shapes: Sums = jax.eval_shape(compute, state.model, state.step, like)
+        places = sums_sharding(self.mesh, shapes, self.places.model)
+        first = self._compiled(compute, (state.model, state.step, like), places)
+        sums = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
+        seconds = jax.ShapeDtypeStruct(seconds_shape(self.mesh), jnp.float32, sharding=seconds_sharding(self.mesh))
+        given = (state, sums, like["shares"], seconds)
+        second = self._compiled(finish, given, (self.places, replicated(self.mesh)), donate=(0,))
+        return BalancedStep(first, second, self.mesh, pace)
+
+    def _compiled(self, program: Any, given: Any, out: Any, donate: tuple[int, ...] = ()) -> jax.stages.Compiled:
+        options = dict(self.plan.compile.options)
+        jitted = jax.jit(program, donate_argnums=donate, out_shardings=out, compiler_options=options or None)
         try:
-            return jitted.lower(self.abstract, like).compile()
+            return jitted.lower(*given).compile()
         except jax.errors.JaxRuntimeError as error:
             if "No such compile option" not in str(error):
                 raise

@@ -8,6 +8,7 @@ from jaxlm.config import Run
 from jaxlm.folder import Folder
 from jaxlm.runtime.distributed import Job
 from jaxlm.session import Numerics
+from jaxlm.trainer.balanced import Pace
 from jaxlm.trainer.profile import Steps
 from planners.plan import Plan, Workload
 from planners.topology import Cluster
@@ -22,12 +23,14 @@ class Options:
         plan_file: a saved plan to follow instead of a search.
         profile: the steps to record.
         again: how the printed commands begin.
+        pace: slows replicas down, for experiments with unequal shares.
     """
 
     job: Job = Job()
     plan_file: Path | None = None
     profile: Steps | None = None
     again: str = "jaxlm"
+    pace: Pace | None = None
 
 
 @dataclass(frozen=True, slots=True)

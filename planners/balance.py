@@ -96,7 +96,11 @@ class Shares:
         return sum(self.microbatches)
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {
+            "microbatches": list(self.microbatches),
+            "alpha": list(self.alpha),
+            "measured": [list(row) for row in self.measured],
+        }
 
 
 def begin(balance: Balance, replicas: int, total: int, weights: Sequence[float] = ()) -> Shares:

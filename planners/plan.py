@@ -16,11 +16,16 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 import cattrs
 from cattrs.v import format_exception
 
+from planners.balance import Balance
+
 MESH_AXES: tuple[str, ...] = ("zone", "data", "fsdp", "stage", "context", "tensor")
 """Every mesh axis, slowest link first. Axes of size 1 are kept, so sharding rules never change."""
 
 BATCH_AXES: tuple[str, ...] = ("zone", "data", "fsdp")
 """The mesh axes that split the batch: together they are the data-parallel replicas."""
+
+REPLICA_AXES = ("zone", "data")
+"""The mesh axes whose replicas hold whole weights each, and may have unequal shares of the batch (eqs. 5 and 6)."""
 
 FORMAT = 1
 """Version of the JSON form of a Plan."""
@@ -139,12 +144,18 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """How the global batch is cut. `sequences = accumulation x microbatch`; `microbatch` counts all devices."""
+    """How the global batch is cut. `sequences = accumulation x microbatch`; `microbatch` counts all devices.
+
+    With a `balance`, the replicas along REPLICA_AXES share the microbatches of a step unevenly, as they are measured to
+    be fast; `shares` are those of the first step, one positive number per replica (none: even). What they have become
+    is state of the run, kept in its checkpoints.
+    """
 
     sequences: int
     microbatch: int
     accumulation: int
     shares: tuple[float, ...] = ()
+    balance: Balance | None = None
 
     def __post_init__(self) -> None:
         if self.sequences != self.microbatch * self.accumulation:
@@ -336,6 +347,8 @@ class Plan:
                 f"schedule: reduce_every={self.schedule.reduce_every} must divide the {self.batch.accumulation} "
                 "microbatches of a step"
             )
+        if self.batch.shares and len(self.batch.shares) != self.groups:
+            raise PlanError(f"batch.shares has {len(self.batch.shares)} entries for {self.groups} replicas")
         if self.device_order and sorted(self.device_order) != list(range(self.devices)):
             raise PlanError(f"device_order must be a permutation of 0..{self.devices - 1}")
         for table in (self.rules.parameters, self.rules.optimizer, self.rules.activations):
@@ -353,6 +366,11 @@ class Plan:
         return math.prod(self.mesh[axis] for axis in BATCH_AXES)
 
     @property
+    def groups(self) -> int:
+        """Replicas that hold whole weights, and may have unequal shares of the batch."""
+        return math.prod(self.mesh[axis] for axis in REPLICA_AXES)
+
+    @property
     def layers(self) -> int:
         return sum(segment.layers for segment in self.remat)
 
@@ -360,11 +378,14 @@ class Plan:
         """One line: the mesh, the batch split and the rematerialisation."""
         axes = " ".join(f"{axis}={size}" for axis, size in self.mesh.items() if size > 1) or "one device"
         remat = ", ".join(_describe(segment) for segment in self.remat)
-        return f"{axes} | {self.batch.accumulation} x {self.batch.microbatch} sequences | remat {remat}"
+        balanced = " | shares by measured throughput" if self.batch.balance else ""
+        return f"{axes} | {self.batch.accumulation} x {self.batch.microbatch} sequences | remat {remat}{balanced}"
 
     def to_json(self) -> dict[str, Any]:
-        """Without a schedule that decides nothing, so plans made before there were any keep their digest."""
+        """Without a schedule or balance that decides nothing, so plans made before there were any keep their digest."""
         raw = dataclasses.asdict(self)
+        if self.batch.balance is None:
+            del raw["batch"]["balance"]
         if self.schedule == Schedule():
             del raw["schedule"]
         return raw
@@ -433,6 +454,9 @@ class Search:
         memory_fraction: share of each device's memory that a plan may use.
         unroll: layers per iteration of the layer scan.
         options: XLA options for the training step, passed through the plan.
+        balance: whether replicas share the microbatches of a step by measured throughput: `never`, `always`, or `auto`,
+            which does so on several nodes where each replica has at least four.
+        alpha: how the shares then follow it.
     """
 
     mesh: dict[str, int] = field(default_factory=dict)
@@ -443,6 +467,8 @@ class Search:
     memory_fraction: float = 0.9
     unroll: int = 1
     options: dict[str, str | int | float | bool] = field(default_factory=dict)
+    balance: Literal["auto", "always", "never"] = "auto"
+    alpha: Balance = field(default_factory=Balance)
 
     def __post_init__(self) -> None:
         if unknown := set(self.mesh) - set(MESH_AXES):

@@ -22,6 +22,7 @@ from planners.plan import (
 from planners.ranking import ranked
 from planners.reasons import alternatives, distinct
 from planners.refusal import refusal
+from planners.sharing import shared
 from planners.topology import Cluster
 
 
@@ -62,7 +63,8 @@ def shortlist(
         alternatives=alternatives(choices, order, workload, cluster, assumptions),
     )
     others = distinct(choices, order)[1:count] if count > 1 else []
-    return (best, *(_made(choices[row], workload, search) for row in others))
+    made = (best, *(_made(choices[row], workload, search) for row in others))
+    return tuple(shared(each, search, cluster, workload.compute_dtype) for each in made)
 
 
 def _made(choice: Choice, workload: Workload, search: Search) -> Plan:

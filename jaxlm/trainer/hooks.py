@@ -10,8 +10,9 @@ from jaxlm.tree import named_leaves
 
 
 class Saving:
-    """Saves the state when the schedule says so, and once more when training ends. `report` is called before each
-    save, so that what has been reported reaches as far as any checkpoint from which a run may go on."""
+    """Saves the state when the schedule says so, and once more when training ends, with `facts` and what `moving` says
+    then. `report` is called before each save, so that what has been reported reaches as far as any checkpoint from
+    which a run may go on."""
 
     def __init__(
         self,
@@ -20,16 +21,17 @@ class Saving:
         facts: Mapping[str, Any],
         enabled: bool,
         report: Callable[[], None] = lambda: None,
+        moving: Callable[[], Mapping[str, Any]] = dict,
     ):
         self.store, self.schedule, self.facts, self.enabled = store, schedule, dict(facts), enabled
-        self.report = report
+        self.report, self.moving = report, moving
 
     def due(self, step: int) -> bool:
         return self.schedule.due(step)
 
     def __call__(self, step: int, state: TrainState[Any]) -> None:
         self.report()
-        self.store.save(step, named_leaves(state), self.facts | {"step": step})
+        self.store.save(step, named_leaves(state), {**self.facts, **self.moving(), "step": step})
 
     def finally_save(self, step: int, state: TrainState[Any]) -> bool:
         """Saves unless this step is saved already, and waits; true if a checkpoint of this step is on disk."""

@@ -4,14 +4,15 @@ It keeps one step in flight: while step k runs, the numbers of step k-1 are read
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from jaxlm.data.fingerprint import as_text
+from jaxlm.trainer.balanced import BalancedStep
 from jaxlm.trainer.state import TrainState
 from jaxlm.trainer.step import Metrics, Step
 from jaxlm.trainer.stop import Interrupted
@@ -48,13 +49,14 @@ class NonFinite(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """One finished step: its number (from 1), its scalars, the seconds since the step before it ended, and the hash of
-    its batch."""
+    """One finished step: its number (from 1), its scalars, the seconds since the step before it ended, the hash of its
+    batch, and what it reports of each replica, in order."""
 
     step: int
     scalars: Scalars
     seconds: float
     batch: str = ""
+    vectors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 def train(
@@ -77,6 +79,8 @@ def train(
     give up with Interrupted, which ends the loop like a signal; the hooks after it are left out.
     """
     meter = _Meter(tensors, report, clock)
+    if isinstance(step, BalancedStep):
+        step.meanwhile = meter.settle
     try:
         for index in range(start, steps):
             done = index + 1
@@ -124,7 +128,9 @@ class _Meter:
         norms, batch = np.asarray(values.pop("norms")), as_text(values.pop("batch"))
         if not values.pop("finite"):
             raise NonFinite(step, culprits(values, norms, self.tensors))
-        self.report(Finished(step, {name: float(value) for name, value in values.items()}, seconds, batch))
+        scalars = {name: float(value) for name, value in values.items() if np.ndim(value) == 0}
+        vectors = {name: tuple(value.tolist()) for name, value in values.items() if np.ndim(value) == 1}
+        self.report(Finished(step, scalars, seconds, batch, vectors))
 
     def restart(self) -> None:
         """Time spent in hooks belongs to no step."""

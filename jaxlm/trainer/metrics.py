@@ -67,7 +67,8 @@ class Meter:
 
 def record_of(finished: Finished, seconds: float, work: Work) -> Record:
     """`loss` in nats per token, `bits_per_byte` by the training text's mean bytes per token, rates from `seconds`,
-    the mean step time since the record before."""
+    the mean step time since the record before. What the step says of each replica is a list: their `shares` in
+    microbatches, `replica_seconds` at them, and `alpha`."""
     values = finished.scalars
     record: Record = {
         "step": finished.step,
@@ -83,6 +84,7 @@ def record_of(finished: Finished, seconds: float, work: Work) -> Record:
         record["mfu"] = work.flops_full / seconds / work.devices / work.peak
         record["mfu_causal"] = work.flops_causal / seconds / work.devices / work.peak
     others = {k: v for k, v in values.items() if k not in {*record, "nll", "weight"}}
+    others |= {name: list(values) for name, values in finished.vectors.items()}
     return record | others | {"tokens": values["weight"], "memory_bytes": memory_in_use()}
 
 

@@ -15,6 +15,8 @@ from jaxlm.trainer.state import TrainState
 M = TypeVar("M")
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState[M], Any], tuple[TrainState[M], Metrics]]
+Report = Callable[[jax.Array], Mapping[str, Any]]
+"""What a step reports beside its own metrics, from its number."""
 
 
 def global_gradients(
@@ -55,34 +57,46 @@ def make_train_step(
     sync: GradSync,
     *,
     seed: int = 0,
-    report: Callable[[jax.Array], Mapping[str, Any]] = lambda step: {},
+    report: Report = lambda step: {},
 ) -> Step[Any]:
     """Returns `step(state, batch) -> (state, metrics)`, ready for jit with the state donated.
 
-    Metrics: `loss`, `weight`, every other sum of the objective divided by the weight, `grad_norm`, `norms` (one per
-    gradient tensor, tree order), `finite`, `batch` (its hash, uint32 [2], see data/fingerprint.py), and what
-    `report(step)` adds (learning rate). Randomness depends on the seed and the step alone, so a resumed run draws the
-    same numbers.
+    Metrics: those of `update`, `batch` (its hash, uint32 [2], see data/fingerprint.py), and what `report(step)` adds
+    (learning rate). Randomness depends on the seed and the step alone, so a resumed run draws the same numbers.
     """
 
     def step(state: TrainState[Any], batch: Any) -> tuple[TrainState[Any], Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = step_key(seed, state.step)
         sums, gradients, sync_state = global_gradients(objective, sync, state.model, batch, key, state.sync)
-        with jax.named_scope("optimizer"):
-            norms = gradient_norms(gradients)
-            norm = jnp.linalg.norm(norms)
-            finite = state.finite & jnp.isfinite(sums["loss"]) & jnp.isfinite(norm)
-            updates, opt = tx.update(gradients, state.opt, state.model)
-            model = optax.apply_updates(state.model, updates)
-            keep = lambda new, old: jnp.where(finite, new, old)
-            model, opt, sync_state = jax.tree.map(keep, (model, opt, sync_state), (state.model, state.opt, state.sync))
-        weight = jnp.maximum(sums["weight"], 1.0)
-        means = {name: value / weight for name, value in sums.items() if name != "weight"}
-        metrics = means | {"weight": sums["weight"], "grad_norm": norm, "norms": norms, "finite": finite}
-        metrics["batch"] = fingerprint(batch, jnp)
-        after = TrainState(
-            step=state.step + finite.astype(jnp.int32), finite=finite, model=model, opt=opt, sync=sync_state
-        )
-        return after, {**metrics, **report(state.step)}
+        after, metrics = update(state, tx, sums, gradients, sync_state)
+        return after, {**metrics, "batch": fingerprint(batch, jnp), **report(state.step)}
 
     return step
+
+
+def step_key(seed: int, step: jax.Array) -> jax.Array:
+    """The key of all randomness of one step."""
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def update(
+    state: TrainState[M], tx: optax.GradientTransformation, sums: Metrics, gradients: M, sync_state: Any
+) -> tuple[TrainState[M], Metrics]:
+    """The state after the optimizer has seen a gradient, and what there is to report.
+
+    Metrics: `loss`, `weight`, every other sum of the objective divided by the weight, `grad_norm`, `norms` (one per
+    gradient tensor, tree order), and `finite`.
+    """
+    with jax.named_scope("optimizer"):
+        norms = gradient_norms(gradients)
+        norm = jnp.linalg.norm(norms)
+        finite = state.finite & jnp.isfinite(sums["loss"]) & jnp.isfinite(norm)
+        updates, opt = tx.update(gradients, state.opt, state.model)  # pyright: ignore[reportArgumentType]
+        model = optax.apply_updates(state.model, updates)  # pyright: ignore[reportArgumentType]
+        keep = lambda new, old: jnp.where(finite, new, old)
+        model, opt, sync_state = jax.tree.map(keep, (model, opt, sync_state), (state.model, state.opt, state.sync))
+    weight = jnp.maximum(sums["weight"], 1.0)
+    means = {name: value / weight for name, value in sums.items() if name != "weight"}
+    metrics = means | {"weight": sums["weight"], "grad_norm": norm, "norms": norms, "finite": finite}
+    step = state.step + finite.astype(jnp.int32)
+    return TrainState(step=step, finite=finite, model=model, opt=opt, sync=sync_state), metrics
