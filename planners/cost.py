@@ -12,7 +12,7 @@ from planners.candidates import Candidates
 from planners.comm import Group, calibrated, group
 from planners.compute import memory_seconds, product_seconds
 from planners.device_memory import device_memory
-from planners.memory import Footprint, footprint
+from planners.footprint import Moved, footprint
 from planners.plan import BYTES, MESH_AXES, Prediction, Workload
 from planners.topology import Cluster
 from planners.work import Number, Work
@@ -87,7 +87,7 @@ def price(
 
 
 def seconds(
-    work: Work, where: Footprint, cluster: Cluster, candidates: Candidates, a: Assumptions
+    work: Work, where: Moved, cluster: Cluster, candidates: Candidates, a: Assumptions
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Seconds of one step by part, and bytes that one device sends over each mesh axis.
 
@@ -209,7 +209,7 @@ def _waiting(busy: Number, kernels: Number, tensor: Number, a: Assumptions) -> N
 
 def _head(
     work: Work,
-    where: Footprint,
+    where: Moved,
     cluster: Cluster,
     tokens: Number,
     sequences: Number,
@@ -237,7 +237,7 @@ def _head(
 
 def _gradients(
     work: Work,
-    where: Footprint,
+    where: Moved,
     rings: Mapping[str, Group],
     blocks: Number,
     times: Number,

@@ -2,12 +2,37 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from planners.layout import TENSOR_AXES, rules
 from planners.plan import BYTES, Table, Tensor, Workload
 from planners.work import Number
+
+
+class Moved(Protocol):
+    """The bytes that the seconds of a step depend on: what `Footprint` has, and rows of published tables have too.
+
+    Each is what `Footprint` says of it.
+    """
+
+    @property
+    def parameters(self) -> Number: ...
+    @property
+    def optimizer(self) -> Number: ...
+    @property
+    def gradients(self) -> Number: ...
+    @property
+    def layer(self) -> Number: ...
+    @property
+    def others(self) -> Number: ...
+    @property
+    def activations(self) -> Number: ...
+    @property
+    def carry(self) -> Number: ...
+    @property
+    def logits(self) -> Number: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

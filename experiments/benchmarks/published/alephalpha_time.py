@@ -6,10 +6,10 @@ import numpy as np
 
 from experiments.benchmarks.published.alephalpha_memory import Layouts
 from experiments.benchmarks.published.megatron_style import a100
+from experiments.benchmarks.published.step_bytes import StepBytes
 from experiments.benchmarks.published.tables import Table
 from planners.assumptions import Assumptions
 from planners.cost import seconds
-from planners.memory import Footprint
 from planners.work import Matmul, Work
 
 NETWORK = 25e9
@@ -101,21 +101,15 @@ def _priced(rows: Table, kernel: Kernel, assumptions: Assumptions) -> dict[str, 
     )
     around = np.where(candidates.sequence, t, 1)
     here = np.ceil(layers / p) * shape.block_parameters / t + vocabulary * h / t
-    where = Footprint(
+    where = StepBytes(
         parameters=2.0 * here,
         optimizer=12.0 * here,
         gradients=2.0 * here,
-        accumulator=0.0,
         layer=2.0 * shape.block_parameters / t,
         others=2.0 * vocabulary * h / t,
-        casts=False,
-        cast_layers=0.0,
         activations=s * ((8.0 + kernel.norm) * h / around + (14.0 * h + 8.0 * f) / t + scores / t),
         carry=2.0 * s * h / around,
-        largest=2.0 * s * f / t,
         logits=2.0 * s * vocabulary,
-        head_gradient=0.0,
-        scratch=0.0,
     )
     cluster = a100(NETWORK)
     priced, _ = seconds(work, where, cluster, candidates, assumptions)

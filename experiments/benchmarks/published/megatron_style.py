@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from experiments.benchmarks.published.step_bytes import StepBytes
 from planners.assumptions import Assumptions
 from planners.candidates import Candidates
 from planners.cost import seconds
-from planners.memory import Footprint
 from planners.presets import nodes
 from planners.topology import Cluster
 from planners.work import Matmul, Work
@@ -44,7 +44,7 @@ class Runs:
     """
 
     work: Work
-    where: Footprint
+    where: StepBytes
     candidates: Candidates
     cluster: Cluster
     count: int
@@ -135,21 +135,15 @@ def runs(
     around = np.where(split, t, 1.0)
     deep = np.ceil(layers / stage)
     here = deep * 12.0 * h * h / t + vocabulary * h / t
-    where = Footprint(
+    where = StepBytes(
         parameters=2.0 * here,
         optimizer=12.0 * here,
         gradients=2.0 * here,
-        accumulator=0.0,
         layer=24.0 * h * h / t,
         others=2.0 * vocabulary * h / t,
-        casts=False,
-        cast_layers=0.0,
         activations=s * h * (10.0 / around + 24.0 / t) + 5.0 * heads * s * s / t,  # Korthikanti et al., equation 2
         carry=2.0 * s * h / around,
-        largest=8.0 * s * h / t,
         logits=2.0 * s * vocabulary / t,
-        head_gradient=0.0,
-        scratch=0.0,
     )
     whole = (batch % (data * each) == 0) & (layers / stage % stages == 0) & ((stages == 1) | (stage > 1))
     kept = s * each * h * 2.0 * deep * (1.0 + (stage - 1) / stage / stages)
