@@ -38,7 +38,8 @@ class Moved(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Footprint:
     """What a mesh leaves on each device, in bytes, one entry per candidate; activations and logits are those of ONE
-    sequence. `gathered` means whole over fsdp, still split over tensor.
+    sequence. `gathered` means whole over fsdp, still split over tensor. What step times do not need has a default, for
+    published runs of which no more is known.
 
     Attributes:
         parameters: at rest, sharded as the rules say; exact.
@@ -70,19 +71,19 @@ class Footprint:
     optimizer: Number
     gradients: Number
     accumulator: Number
-    block_gradients: Number
+    block_gradients: Number = 0.0
     layer: Number
-    mlp: Number
-    down: Number
-    query: Number
+    mlp: Number = 0.0
+    down: Number = 0.0
+    query: Number = 0.0
     others: Number
-    vocabulary: Number
+    vocabulary: Number = 0.0
     casts: bool
     cast_layers: Number
-    turned_layers: Number
-    turned_others: Number
+    turned_layers: Number = 0.0
+    turned_others: Number = 0.0
     activations: Number
-    whole: Number
+    whole: Number = 0.0
     carry: Number
     largest: Number
     logits: Number

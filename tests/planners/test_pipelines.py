@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from planners.durations import Duration
+from planners.pipeline_time import pipeline_seconds
 from planners.pipelines import PIPELINES, Shape, stage_durations
 from planners.profiling import Profile
 from planners.simulate import run
@@ -110,3 +111,12 @@ def test_random_durations_make_a_step_longer_than_their_means_do():
     times = run(shape.graph, shape.order(), Profile(noisy).draw(shape.graph, 256, 0)).makespan
     assert times.mean() > 1.05 * run(shape.graph, shape.order(), Profile(steady).draw(shape.graph, 1, 0)).makespan[0]
     assert np.std(times) > 0
+
+
+@pytest.mark.parametrize(("pipeline", "v"), [("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("zero_bubble", 1)])
+def test_a_long_pipeline_is_extended_exactly_from_shorter_ones(pipeline, v):
+    shape = Shape(pipeline, 4, 40, v, tail=("update",))
+    uneven = [Duration(1.0 + 0.1 * (k == 4 * v - 1)) for k in range(4 * v)]
+    known = stage_durations(shape, uneven, [d.scaled(2.0) for d in uneven], send=Duration(0.05), tail=[Duration(0.5)])
+    whole = run(shape.graph, shape.order(), Profile(known).draw(shape.graph, 1, 0)).makespan[0]
+    assert pipeline_seconds(shape, known) == pytest.approx(whole, rel=1e-6)
