@@ -205,7 +205,7 @@ def _row(job: Job, predicted: float, how: str) -> Row:
     )
     error = predicted / job.published - 1.0
     return Row(
-        what=f"{what} {order} {job.remat}",
+        what=what,
         quantity="s per step",
         published=job.published,
         predicted=predicted,
@@ -219,8 +219,7 @@ def _verdict(what: str, errors: Sequence[float]) -> str:
     said = "met" if inside == len(size) else f"MISSED by {len(size) - inside} rows"
     return (
         f"{what}: {len(size)} rows, error {size.mean():.1%} mean, {np.median(size):.1%} median, {size.max():.1%} "
-        f"largest; "
-        f"{inside} of {len(size)} within 10 % (target: all; {said})."
+        f"largest; {inside} of {len(size)} within 10 % (target: all; {said})."
     )
 
 

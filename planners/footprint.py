@@ -38,8 +38,7 @@ class Moved(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Footprint:
     """What a mesh leaves on each device, in bytes, one entry per candidate; activations and logits are those of ONE
-    sequence. `gathered` means whole over fsdp, still split over tensor. What step times do not need has a default, for
-    published runs of which no more is known.
+    sequence. `gathered` means whole over fsdp, still split over tensor.
 
     Attributes:
         parameters: at rest, sharded as the rules say; exact.
@@ -71,19 +70,19 @@ class Footprint:
     optimizer: Number
     gradients: Number
     accumulator: Number
-    block_gradients: Number = 0.0
+    block_gradients: Number
     layer: Number
-    mlp: Number = 0.0
-    down: Number = 0.0
-    query: Number = 0.0
+    mlp: Number
+    down: Number
+    query: Number
     others: Number
-    vocabulary: Number = 0.0
+    vocabulary: Number
     casts: bool
     cast_layers: Number
-    turned_layers: Number = 0.0
-    turned_others: Number = 0.0
+    turned_layers: Number
+    turned_others: Number
     activations: Number
-    whole: Number = 0.0
+    whole: Number
     carry: Number
     largest: Number
     logits: Number
