@@ -81,8 +81,10 @@ def priced_choices(
     assumptions: Assumptions,
     axes: Sequence[str] = EXECUTABLE,
 ) -> Choices:
-    """Every choice that divides and obeys the search, priced; of the loss chunks only the fewest that fit, else the
-    most. `axes` are the mesh axes to search; any other stays 1.
+    """Every choice that divides, obeys the search and fits, priced; of the loss chunks only the fewest that fit. Of
+    those that do not fit the plain ones too (no stages, no context axis, whole optimizer state) with the most chunks,
+    to tell what lacked memory; all of them where there is no other. `axes` are the mesh axes to search; any other
+    stays 1.
 
     Raises PlanError, naming the numbers, when the search contradicts itself or nothing divides.
     """
@@ -90,9 +92,12 @@ def priced_choices(
     candidates = enumerate_candidates(workload, cluster, search, axes)
     budget = cluster.device.memory * search.memory_fraction
     chunks = [search.loss_chunks] if search.loss_chunks else [n for n in CHUNKS if workload.sequence % n == 0]
-    candidates = _fewest_chunks(workload, cluster, candidates, chunks, budget, search.unroll, assumptions)
-    prices = price(workload, cluster, candidates, unroll=search.unroll, assumptions=assumptions)
-    return Choices(candidates=candidates, prices=prices, budget=budget)
+    candidates, fits = _fewest_chunks(workload, cluster, candidates, chunks, budget, search.unroll, assumptions)
+    # What does not fit is priced only to say what it would have gained, so only where the trainer could execute it.
+    plain = (candidates.sizes["stage"] == 1) & (candidates.sizes["context"] == 1) & ~candidates.zero
+    kept = candidates.take(fits | plain if (fits | plain).any() else np.ones(len(candidates), bool))
+    prices = price(workload, cluster, kept, unroll=search.unroll, assumptions=assumptions)
+    return Choices(candidates=kept, prices=prices, budget=budget)
 
 
 def enumerate_candidates(
@@ -141,19 +146,35 @@ def _fewest_chunks(
     budget: float,
     unroll: int,
     assumptions: Assumptions,
-) -> Candidates:
-    """The candidates with the fewest loss chunks that fit, or the most where none does."""
-    chosen = np.full(len(candidates), chunks[-1])
-    left = np.arange(len(candidates))
-    for pieces in chunks[:-1]:
-        tried = _with_chunks(candidates.take(left), np.full(len(left), pieces))
+) -> tuple[Candidates, np.ndarray]:
+    """The candidates with the fewest loss chunks that fit, or the most where none does; and which fit.
+
+    One piece is tried first, then the most, then the numbers between, halving what is left of them: from two pieces
+    on, more of them never need more memory.
+    """
+
+    def fits(rows: np.ndarray, pieces: np.ndarray) -> np.ndarray:
+        tried = _with_chunks(candidates.take(rows), pieces)
         parts = device_memory(workload, cluster.device, tried, unroll=unroll, assumptions=assumptions)
-        fits = np.sum(list(parts.values()), axis=0) <= budget
-        chosen[left[fits]] = pieces
-        left = left[~fits]
-        if not len(left):
-            break
-    return _with_chunks(candidates, chosen)
+        return np.sum(list(parts.values()), axis=0) <= budget
+
+    options = np.asarray(chunks)
+    last = len(options) - 1
+    every = np.arange(len(candidates))
+    good = fits(every, np.full(len(every), options[0]))
+    chosen = np.where(good, 0, last)
+    if last and not good.all():
+        left = every[~good]
+        left = left[fits(left, np.full(len(left), options[-1]))]
+        good[left] = True
+        low, high = np.ones(len(left), int), np.full(len(left), last)
+        while np.any(low < high):
+            middle = (low + high) // 2
+            enough = fits(left, options[middle])
+            low, high = np.where(enough, low, middle + 1), np.where(enough, middle, high)
+            low = np.minimum(low, high)
+        chosen[left] = high
+    return _with_chunks(candidates, options[chosen]), good
 
 
 def _with_chunks(candidates: Candidates, chunks: np.ndarray) -> Candidates:

@@ -11,8 +11,8 @@ from planners.block import RECOMPUTED, Block, block
 from planners.candidates import Candidates
 from planners.comm import Group, calibrated, group
 from planners.compute import memory_seconds, product_seconds
-from planners.device_memory import device_memory
-from planners.footprint import Moved, footprint
+from planners.device_memory import device_memory, footprint_of
+from planners.footprint import Moved
 from planners.plan import BYTES, MESH_AXES, Prediction, Workload
 from planners.topology import Cluster
 from planners.work import Number, Work
@@ -65,7 +65,7 @@ def price(
     assumptions: Assumptions,
 ) -> Prices:
     """Prices every candidate for one model on one cluster."""
-    where = footprint(workload, candidates.sizes)
+    where = footprint_of(workload, candidates.sizes)
     held = device_memory(workload, cluster.device, candidates, unroll=unroll, assumptions=assumptions)
     share = held["parameters"] / where.parameters  # of one stage
     where = dataclasses.replace(
@@ -104,6 +104,7 @@ def seconds(
     - `pipeline_bubble`: stages waiting at the ends of the pipeline, (p - 1) / v microbatches of one stage;
     - `fsdp_gather` and `gradient_sync`, as far as compute does not hide them;
     - `optimizer`: parameters and optimizer state over the memory bus;
+    - `weight_gather`: weights that a split optimizer state has updated in parts (ZeRO-1), gathered over the data axis;
     - `stragglers`: all nodes waiting for the slowest;
     - `overhead`: of the trainer, once per step.
     """
@@ -151,9 +152,13 @@ def seconds(
     }
     hidden, link_bytes = _gradients(work, where, rings, blocks, times, candidates, a)
     parts |= _exposed(hidden, parts["compute"], work, cluster, a)
-    split = np.where(candidates.zero, sizes["data"] * sizes["zone"], 1)
+    split = np.where(candidates.zero, sizes["data"], 1)
     state = a.update_passes * (where.parameters + where.optimizer / split) + where.gradients
     parts["optimizer"] = memory_seconds(state, device, a)
+    # Plain jit sums whole gradients, so a replica that has updated its share of the weights still has to spread it.
+    spread = candidates.zero & a.sync_every_microbatch
+    parts["weight_gather"] = np.where(spread, rings["data"].all_gather(where.parameters), 0.0)
+    link_bytes["data"] = link_bytes["data"] + np.where(spread, rings["data"].sent(where.parameters), 0.0)
     node = cluster.tiers[0].devices if cluster.tiers else 1
     everything = np.sum(np.broadcast_arrays(*parts.values()), axis=0)
     parts["stragglers"] = a.stragglers * np.log2(np.maximum(candidates.devices / node, 1.0)) * everything

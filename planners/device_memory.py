@@ -1,13 +1,15 @@
 """Bytes on the busiest device of each candidate: the worst pipeline stage, the optimizer state split as chosen."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
 from planners.assumptions import Assumptions
 from planners.candidates import Candidates
+from planners.footprint import Footprint, footprint, shard_bytes
 from planners.layout import rules
-from planners.memory import footprint, memory, shard_bytes
+from planners.memory import memory
 from planners.plan import Tensor, Workload
 from planners.topology import Device
 
@@ -25,27 +27,40 @@ def device_memory(
     if np.all(stages == 1):
         return _one_stage(workload, device, candidates, unroll, assumptions)
     whole: dict[str, np.ndarray] = {}
-    for count in np.unique(stages):
+    for count in sorted(set(stages.tolist())):
         rows = np.flatnonzero(stages == count)
         picked = candidates.take(rows)
         if count == 1:
             parts = _one_stage(workload, device, picked, unroll, assumptions)
         else:
-            parts = _worst_stage(workload, device, picked, int(count), unroll, assumptions)
+            parts = _worst_stage(workload, device, picked, count, unroll, assumptions)
         for name, size in parts.items():
             whole.setdefault(name, np.zeros(len(candidates)))[rows] = size
     return whole
 
 
+def footprint_of(workload: Workload, sizes: Mapping[str, np.ndarray]) -> Footprint:
+    """`footprint` of many candidates, worked out once for each run of candidates with the same mesh."""
+    rows = np.stack(np.broadcast_arrays(*sizes.values()))
+    new = np.append(True, np.any(rows[:, 1:] != rows[:, :-1], axis=0))
+    few = footprint(workload, {axis: size[new] for axis, size in zip(sizes, rows, strict=True)})
+    of = np.cumsum(new) - 1
+    spread = {item.name: getattr(few, item.name) for item in dataclasses.fields(few)}
+    return dataclasses.replace(few, **{name: value[of] for name, value in spread.items() if np.ndim(value)})
+
+
 def _one_stage(
     workload: Workload, device: Device, candidates: Candidates, unroll: int, assumptions: Assumptions
 ) -> dict[str, np.ndarray]:
-    where = footprint(workload, candidates.sizes)
+    where = footprint_of(workload, candidates.sizes)
     parts = memory(where, workload, device, candidates, unroll=unroll, assumptions=assumptions)
     if candidates.zero.any():
         table = rules({}, zero=True).optimizer
-        split = sum((shard_bytes(tensor, table, candidates.sizes) for tensor in workload.optimizer), np.zeros(()))
-        parts = parts | {"optimizer": np.where(candidates.zero, split, parts["optimizer"])}
+        rows = np.flatnonzero(candidates.zero)
+        sizes = {axis: size[rows] for axis, size in candidates.sizes.items()}
+        state = parts["optimizer"].astype(float)
+        state[rows] = sum((shard_bytes(tensor, table, sizes) for tensor in workload.optimizer), np.zeros(()))
+        parts = parts | {"optimizer": state}
     return parts
 
 

@@ -1,5 +1,6 @@
 """What one step leaves on each device, read off the workload: the quantities that bytes per device are made of."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -93,13 +94,11 @@ class Footprint:
 def shard_bytes(tensor: Tensor, table: Table, sizes: Mapping[str, Number]) -> np.ndarray:
     """Bytes of the largest shard of a tensor (uneven shards round up), one entry per candidate."""
     rows = dict(table)
-    total: np.ndarray = np.ones((), np.int64)
+    total: Number = BYTES[tensor.dtype]
     for name, dim in zip(tensor.axes, tensor.shape, strict=True):
-        parts: Number = np.ones((), np.int64)
-        for axis in rows.get(name or "", ()):
-            parts = parts * sizes.get(axis, 1)
-        total = total * -(-dim // parts)
-    return total * BYTES[tensor.dtype]
+        axes = [sizes.get(axis, 1) for axis in rows.get(name or "", ())]
+        total = total * (-(-dim // math.prod(axes)) if axes else dim)
+    return np.asarray(total)
 
 
 def footprint(workload: Workload, sizes: Mapping[str, Number]) -> Footprint:

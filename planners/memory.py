@@ -39,10 +39,9 @@ def memory(
         parts = _on_cpu(step, workload, candidates, unroll=unroll, assumptions=assumptions)
     else:
         parts = dict(worst(phases(step, workload, candidates, habits), rows))
-    replicas = candidates.sizes["data"] * candidates.sizes["zone"]
     parts |= {
         "parameters": step.parameters,
-        "optimizer": step.optimizer / np.where(candidates.zero, replicas, 1),
+        "optimizer": step.optimizer / np.where(candidates.zero, candidates.sizes["data"], 1),
         "batch": assumptions.batch_bytes * workload.tokens / candidates.replicas,
         "runtime": device.overhead,
     }

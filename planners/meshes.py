@@ -1,5 +1,6 @@
 """Every mesh of a cluster that obeys the user and divides the work, and why the others do not."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -48,6 +49,7 @@ def zones(cluster: Cluster) -> int:
     return cluster.members(len(cluster.tiers) - 1) if len(cluster.tiers) > 2 else 1
 
 
+@functools.cache
 def factorizations(number: int, parts: int) -> np.ndarray:
     """Every way to write `number` as an ordered product of `parts` whole numbers: [ways, parts]."""
     if parts == 0:

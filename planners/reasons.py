@@ -26,10 +26,8 @@ def alternatives(
     if len(faster):
         first = choices[int(faster[np.lexsort([memory[faster], seconds[faster]])[0]])]
         told.append((first, why_too_big(winner, first, choices.budget)))
-    for row in distinct(choices, order)[1:]:
-        if len(told) >= ALTERNATIVES:
-            break
-        told.append((choices[row], why_slower(winner, choices[row], cluster, assumptions)))
+    losers = [choices[row] for row in distinct(choices, order, ALTERNATIVES + 1 - len(told))[1:]]
+    told.extend((loser, why_slower(winner, loser, cluster, assumptions)) for loser in losers)
     return tuple(
         Alternative(
             summary=summarise(choice, workload),
@@ -41,12 +39,15 @@ def alternatives(
     )
 
 
-def distinct(choices: Choices, order: np.ndarray) -> list[int]:
-    """The first row of each mesh and remat, in the given order."""
+def distinct(choices: Choices, order: np.ndarray, count: int) -> list[int]:
+    """The first row of each mesh and remat, in the given order, at most `count` of them."""
     at = choices.candidates
-    keys = np.stack([*at.sizes.values(), at.remat])[:, order]
-    _, first = np.unique(keys, axis=1, return_index=True)
-    return [int(row) for row in order[np.sort(first)]]
+    found: dict[tuple[int, ...], int] = {}
+    for row in order.tolist():
+        found.setdefault((*(int(size[row]) for size in at.sizes.values()), int(at.remat[row])), row)
+        if len(found) == count:
+            break
+    return list(found.values())
 
 
 def why_too_big(winner: Choice, loser: Choice, budget: float) -> str:

@@ -62,7 +62,7 @@ def shortlist(
         assumptions=_record(workload, cluster, search, assumptions),
         alternatives=alternatives(choices, order, workload, cluster, assumptions),
     )
-    others = distinct(choices, order)[1:count] if count > 1 else []
+    others = distinct(choices, order, count)[1:]
     made = (best, *(_made(choices[row], workload, search) for row in others))
     return tuple(shared(each, search, cluster, workload.compute_dtype) for each in made)
 
