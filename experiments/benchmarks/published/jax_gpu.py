@@ -116,7 +116,6 @@ def verdicts(source: Source, seed: int) -> list[Verdict]:
     rows = np.array(sorted(position for curve in curves for position in curve), dtype=int)
     if not len(rows):
         return []
-    measured = judged.numbers("step_time_s")
     counted = predict(judged, _counted(), growth)
     fitted, folds = held_out(judged.take(rows), other, growth)
     held = np.array(counted)
@@ -170,17 +169,16 @@ def _seen(seen: Mapping[str, Any], judged: Table, curves: list[np.ndarray]) -> d
 
 
 def _judge(
-    judged: Table, curves: list[np.ndarray], values: np.ndarray, constant: np.ndarray, **common: Any
+    rows: Table, curves: list[np.ndarray], values: np.ndarray, constant: np.ndarray, **common: Any
 ) -> list[Verdict]:
-    measured = judged.numbers("step_time_s")
-    rows = np.concatenate(curves)
+    measured, mine = rows.numbers("step_time_s"), np.concatenate(curves)
     slopes = [(_slope(values, curve), _slope(measured, curve)) for curve in curves]
     return [
         Verdict(
             **common,
             quantity="step time error, %",
-            ours=errors(values[rows], measured[rows]),
-            baselines={"MFU of the other models": errors(constant[rows], measured[rows])},
+            ours=errors(values[mine], measured[mine]),
+            baselines={"MFU of the other models": errors(constant[mine], measured[mine])},
             targets={"mean": 5.0},
         ),
         Verdict(
@@ -192,9 +190,9 @@ def _judge(
             details={
                 "curves": [
                     {
-                        "model": judged.rows[curve[0]]["model"],
-                        "precision": judged.rows[curve[0]]["precision"],
-                        "gpus": [judged.rows[i]["gpus"] for i in curve],
+                        "model": rows.rows[curve[0]]["model"],
+                        "precision": rows.rows[curve[0]]["precision"],
+                        "gpus": [rows.rows[i]["gpus"] for i in curve],
                         "measured": theirs,
                         "predicted": ours,
                     }
