@@ -9,8 +9,10 @@ import jax.numpy as jnp
 
 from jaxlm.decode import ConfigError
 from jaxlm.files import user_cache
+from jaxlm.ledger import calibration_for, ledger_path, said
 from jaxlm.model.config import ModelConfig
 from jaxlm.session import local_machine, numerics
+from planners.plan import Search
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy", "jaxlm")
 
@@ -52,6 +54,8 @@ def examine() -> tuple[str, dict[str, Any]]:
         "dtype": dtype,
         "xla_options": options,
         "compilation_cache": str(user_cache("xla")),
+        "ledger": str(ledger_path()),
+        "calibration": said(calibration_for(cluster, Search())),
     }
     facts["advice"] = advice(facts)
     lines = [
@@ -59,6 +63,8 @@ def examine() -> tuple[str, dict[str, Any]]:
         f"devices    {cluster.describe()}, backend {backend}, {jax.process_count()} process(es)",
         f"peak       {_peaks(cluster.device.peak)}",
         f"attention  {kernel} kernel, {dtype} compute unless the configuration says otherwise",
+        f"ledger     predicted against measured of every run in {facts['ledger']}",
+        f"learnt     {facts['calibration']}",
         f"cache      compiled programs in {user_cache('xla')}, data in {user_cache('data')}",
         "XLA options this jaxlib accepts (plan.options):",
         *(f"  {'yes' if ok else 'NO '}  {name}" for name, ok in options.items()),

@@ -42,6 +42,10 @@ class Folder:
         return self.path / "summary.json"
 
     @property
+    def comparison(self) -> Path:
+        return self.path / "predicted_vs_measured.json"
+
+    @property
     def tokenizer(self) -> Path:
         return self.path / "tokenizer.model"
 

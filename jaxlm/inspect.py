@@ -22,9 +22,11 @@ from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.evaluation import Judge, continuation, evaluation_table
 from jaxlm.files import user_cache
 from jaxlm.folder import Folder, open_run
+from jaxlm.ledger import calibration_for, said
 from jaxlm.model.generate import plain
 from jaxlm.model.latency import latency
 from jaxlm.model.transformer import Transformer
+from jaxlm.planned import calibrated_plan
 from jaxlm.runtime.aot import CHIPS, chip_name
 from jaxlm.runtime.distributed import Job, start
 from jaxlm.session import (
@@ -39,7 +41,6 @@ from jaxlm.session import (
 )
 from planners.cluster_file import load_cluster
 from planners.plan import Plan, Workload
-from planners.search import plan as search_plan
 from planners.search import shortlist
 from planners.topology import Cluster
 from planners.verify import Checked, verify
@@ -48,7 +49,7 @@ from planners.verify import Checked, verify
 def make_plan(run: Run, cluster_name: str | None) -> tuple[Plan, Cluster]:
     """The plan for this machine, or for a cluster by preset name or file."""
     cluster = load_cluster(cluster_name) if cluster_name else local_machine()
-    return search_plan(_workload(run, cluster, here=cluster_name is None), cluster, run.plan), cluster
+    return calibrated_plan(run, _workload(run, cluster, here=cluster_name is None), cluster), cluster
 
 
 def verify_plan(
@@ -61,15 +62,25 @@ def verify_plan(
     """
     cluster = load_cluster(cluster_name) if cluster_name else local_machine()
     workload = _workload(run, cluster, here=cluster_name is None)
-    progress = Ticking()
+    calibration, progress = calibration_for(cluster, run.plan), Ticking()
     compile = Compiler(run, expected_vocab(run), target_of(cluster), seconds=seconds, progress=progress)
     compile.require()
 
     def best(share: float, count: int) -> tuple[Plan, ...]:
-        return shortlist(workload, cluster, dataclasses.replace(run.plan, memory_fraction=share), count)
+        search = dataclasses.replace(run.plan, memory_fraction=share)
+        return shortlist(workload, cluster, search, count, calibration.assumptions)
 
     with closing(progress):
-        plan, checked = verify(best, compile, cluster, fraction=run.plan.memory_fraction, top=top, say=progress.say)
+        plan, checked = verify(
+            best,
+            compile,
+            cluster,
+            fraction=run.plan.memory_fraction,
+            top=top,
+            assumptions=calibration.assumptions,
+            say=progress.say,
+        )
+    plan = dataclasses.replace(plan, assumptions={"calibration": said(calibration), **plan.assumptions})
     return plan, cluster, checked
 
 

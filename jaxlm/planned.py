@@ -1,9 +1,11 @@
 """Which plan a run follows, and what it is expected to cost."""
 
+import dataclasses
 from pathlib import Path
 
 from jaxlm.config import Run
 from jaxlm.folder import Folder
+from jaxlm.ledger import calibration_for, said
 from planners.plan import Plan, Workload
 from planners.search import check
 from planners.search import plan as search_plan
@@ -23,7 +25,14 @@ def choose_plan(
         if plan.devices == cluster.count:
             check(plan, workload, cluster)
             return plan, "as this run was started"
-    return search_plan(workload, cluster, run.plan), "searched for the devices found"
+    return calibrated_plan(run, workload, cluster), "searched for the devices found"
+
+
+def calibrated_plan(run: Run, workload: Workload, cluster: Cluster) -> Plan:
+    """The plan of a search with the constants that runs on this kind of machine have taught; it says which."""
+    calibration = calibration_for(cluster, run.plan)
+    plan = search_plan(workload, cluster, run.plan, calibration.assumptions)
+    return dataclasses.replace(plan, assumptions={"calibration": said(calibration), **plan.assumptions})
 
 
 def predicted(plan: Plan, cluster: Cluster) -> str:

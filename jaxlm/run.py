@@ -26,6 +26,7 @@ from jaxlm.evaluation import Judge, sample
 from jaxlm.files import DiskFull, room, user_cache, write_whole
 from jaxlm.finetune import begin, check_parent, starting
 from jaxlm.folder import Folder, write_json
+from jaxlm.measured import Recorder
 from jaxlm.model.attention import require_kernel, say_kernel
 from jaxlm.planned import choose_plan, predicted
 from jaxlm.runtime.distributed import start
@@ -183,6 +184,7 @@ class _Training:
         self.leader = jax.process_index() == 0
         self.judge = Judge(session, corpus)
         self.tracking: WeightsAndBiases | None = None
+        self.recorder = Recorder(setup)
 
     def run(self, state: TrainState[Any], done: int) -> int:
         """Everything that is left to do of a run of which `done` steps are done; its exit code."""
@@ -234,7 +236,7 @@ class _Training:
                     start=done,
                     steps=run.train.steps,
                     tensors=list(named_leaves(self.session.abstract.model)),
-                    report=report,
+                    report=lambda finished: (self.recorder(finished), report(finished))[-1],
                     hooks=hooks,
                     stop=self._asked,
                 )
@@ -268,6 +270,12 @@ class _Training:
         analysis = compiled.memory_analysis()
         if analysis is not None:
             used = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+            new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+            self.recorder.compiled = {
+                "arguments": float(analysis.argument_size_in_bytes),
+                "temporaries": float(analysis.temp_size_in_bytes),
+                "outputs": float(new),
+            }
             predicted = self.setup.plan.predicted
             expected = predicted.memory_bytes - predicted.memory.get("runtime", 0.0) if predicted else 0.0
             beside = f" (predicted {expected / 2**20:,.0f} MiB, both without runtime libraries)" if predicted else ""
@@ -345,6 +353,7 @@ class _Training:
             raise
 
     def _stopped(self, outcome: Outcome, saved: bool, asked: int | None) -> int:
+        self._compare(learning=False)
         if outcome.reason != "nonfinite":
             assert asked is not None
             self.say(f"stopped by signal {asked}; {self.stop.kept}")
@@ -355,11 +364,22 @@ class _Training:
         self.say(f"Look at its batch: {self.again} data show {self.folder.config} --step {outcome.step}")
         return STOPPED
 
+    def _compare(self, *, learning: bool = True) -> dict[str, Any]:
+        """Leaves predicted beside measured in the run directory and in the ledger. A run that was told to stop has no
+        time for learning."""
+        if not self.leader:
+            return {}
+        facts, said = self.recorder.finish(learning=learning)
+        if said:
+            self.say(said)
+        return facts
+
     def _resume(self) -> str:
         return resume_command(self.setup)
 
     def finish(self, outcome: Outcome, seconds: dict[str, float]) -> int:
         run, folder, say = self.run_config, self.folder, self.say
+        compared = self._compare()
         result = self._evaluate(outcome.step, outcome.state, 0, lambda text: None, predictions=True)
         gzip = gzip_bits_per_byte(self.corpus, self.judge.split) if self.leader else 0.0
         say(
@@ -384,6 +404,7 @@ class _Training:
                 "parameters": self.setup.workload.parameter_count,
                 "plan": plan.summary(),
                 "plan_digest": plan.digest,
+                "predicted_vs_measured": compared,
                 "devices": self.setup.cluster.describe(),
                 "attention": self.session.how.kernel,
                 "jax": jax.__version__,

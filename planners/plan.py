@@ -453,6 +453,7 @@ class Search:
         shard_optimizer: split the optimizer state over the data axis too (ZeRO-1); None lets the planner decide.
         memory_fraction: share of each device's memory that a plan may use.
         unroll: layers per iteration of the layer scan.
+        calibrate: price plans with what earlier runs on this kind of machine have taught (see `jaxlm doctor`).
         options: XLA options for the training step, passed through the plan.
         balance: whether replicas share the microbatches of a step by measured throughput: `never`, `always`, or `auto`,
             which does so on several nodes where each replica has at least four.
@@ -466,6 +467,7 @@ class Search:
     shard_optimizer: bool | None = None
     memory_fraction: float = 0.9
     unroll: int = 1
+    calibrate: bool = True
     options: dict[str, str | int | float | bool] = field(default_factory=dict)
     balance: Literal["auto", "always", "never"] = "auto"
     alpha: Balance = field(default_factory=Balance)

@@ -12,15 +12,18 @@ import numpy as np
 
 from planners import replicas
 from planners.assumptions import Assumptions
-from planners.comm import group
+from planners.comm import calibrated, group
 from planners.compiled import Compiled, CompileError, Compiles
 from planners.explain import duration, gib, table
 from planners.hlo import Collective, collectives
-from planners.plan import Alternative, Compilation, Plan, PlanError, Traffic
+from planners.plan import MESH_AXES, Alternative, Compilation, Plan, PlanError, Traffic
 from planners.topology import Cluster
 
-COMMUNICATION = ("tensor_parallel", "fsdp_gather", "gradient_sync")
+COMMUNICATION = ("tensor_parallel", "context_ring", "pipeline_hops", "fsdp_gather", "gradient_sync")
 """Parts of the predicted seconds that are collectives: the compiled ones take their place."""
+
+FOLLOWING = ("dispatch", "pipeline_bubble", "stragglers")
+"""Parts that follow from all others and are kept as predicted."""
 
 ROUNDS = 3
 """How often a plan is asked for that needs less, while what was compiled needs more than predicted."""
@@ -137,6 +140,7 @@ def rank(checked: Sequence[Checked], a: Assumptions) -> list[Checked]:
 
 def read(made: Compiled, plan: Plan, cluster: Cluster, a: Assumptions) -> Compilation:
     """The facts of a compiled plan that a Plan carries."""
+    links = calibrated(cluster, a)
     rows: dict[tuple[str, str, str, str], list[float]] = {}
     link_bytes: dict[str, float] = {}
     hidden: dict[str, float] = {}
@@ -147,7 +151,7 @@ def read(made: Compiled, plan: Plan, cluster: Cluster, a: Assumptions) -> Compil
         if not axes:
             continue
         sent = {axis: size * row.times for axis, size in sent_by_axis(row, axes).items()}
-        cost = row.times * call_seconds(row, axes, plan, cluster)
+        cost = row.times * call_seconds(row, axes, plan, links, a.order)
         for axis, size in sent.items():
             link_bytes[axis] = link_bytes.get(axis, 0.0) + size
             if row.beside == "matrix products":
@@ -213,11 +217,13 @@ def sent_by_axis(row: Collective, axes: dict[str, int]) -> dict[str, float]:
     return found
 
 
-def call_seconds(row: Collective, axes: dict[str, int], plan: Plan, cluster: Cluster) -> float:
+def call_seconds(
+    row: Collective, axes: dict[str, int], plan: Plan, cluster: Cluster, order: Sequence[str] = MESH_AXES
+) -> float:
     """Seconds of one call, each axis after the other from the innermost."""
     left, seconds = row.size, 0.0
     for axis, ranks in reversed(axes.items()):
-        ring = group(cluster, plan.mesh | {axis: ranks}, axis)
+        ring = group(cluster, plan.mesh | {axis: ranks}, axis, order)
         method = {"all-reduce": ring.all_reduce, "reduce-scatter": ring.reduce_scatter}.get(row.kind, ring.all_gather)
         seconds += float(np.sum(method(left)))
         left /= ranks
