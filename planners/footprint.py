@@ -102,24 +102,19 @@ def shard_bytes(tensor: Tensor, table: Table, sizes: Mapping[str, Number]) -> np
 
 
 def footprint(workload: Workload, sizes: Mapping[str, Number]) -> Footprint:
-    """Bytes per device that depend on the mesh alone; of a pipeline, those of the stage that holds most."""
+    """Bytes per device that depend on the mesh alone, all layers on it (`planners.device_memory` cuts stages)."""
     layout = rules({})
     gathered = {**sizes, "fsdp": 1}
     width = BYTES[workload.compute_dtype]
-    stages = np.asarray(sizes.get("stage", 1))
     nothing = np.zeros((), np.int64)
 
     inside = [tensor for tensor in workload.parameters if "layers" in tensor.axes]
     outside = [tensor for tensor in workload.parameters if "layers" not in tensor.axes]
     feedforward = [tensor for tensor in inside if "mlp" in tensor.axes]
     attention = [tensor for tensor in inside if "mlp" not in tensor.axes]
-    tables = [tensor for tensor in outside if "vocab" in tensor.axes]
-    # Of two tables the first stage has one and the last the other; a tied one is on both.
-    ends = np.where((stages > 1) & (len(tables) > 1), 0.5, 1.0)
-    blocks = -(-workload.layers // stages) / workload.layers
 
-    def rest(tensors: Sequence[Tensor], table: Table) -> Number:
-        return sum((shard_bytes(t, table, sizes) * (blocks if "layers" in t.axes else ends) for t in tensors), nothing)
+    def rest(tensors: Sequence[Tensor], table: Table) -> np.ndarray:
+        return sum((shard_bytes(tensor, table, sizes) for tensor in tensors), nothing)
 
     def work(tensors: Sequence[Tensor]) -> list[np.ndarray]:
         return [shard_bytes(tensor, layout.activations, sizes) for tensor in tensors]
@@ -132,13 +127,13 @@ def footprint(workload: Workload, sizes: Mapping[str, Number]) -> Footprint:
         return sum(each(tensors, where), nothing)
 
     parameters = rest(workload.parameters, layout.parameters)
-    layers = blocks * workload.layers
+    layers = workload.layers
     kept = work(workload.activations)
     return Footprint(
         parameters=parameters,
         optimizer=rest(workload.optimizer, layout.optimizer),
         gradients=parameters,
-        accumulator=4 * (layers * total(inside, sizes) + ends * total(outside, sizes)),
+        accumulator=4 * (layers * total(inside, sizes) + total(outside, sizes)),
         block_gradients=4 * layers * total(inside, sizes),
         layer=width * total(inside, gathered),
         mlp=width * total(feedforward, gathered),
@@ -149,7 +144,7 @@ def footprint(workload: Workload, sizes: Mapping[str, Number]) -> Footprint:
         casts=any(tensor.dtype != workload.compute_dtype for tensor in workload.parameters),
         cast_layers=width * layers * total(inside, sizes),
         turned_layers=4 * layers * total([tensor for tensor in inside if _turned(tensor)], sizes),
-        turned_others=4 * ends * total([tensor for tensor in outside if _turned(tensor)], sizes),
+        turned_others=4 * total([tensor for tensor in outside if _turned(tensor)], sizes),
         activations=sum(kept, nothing),
         whole=sum(
             work([tensor for tensor in workload.activations if not set(tensor.axes) & set(TENSOR_AXES)]), nothing

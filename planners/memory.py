@@ -41,7 +41,7 @@ def memory(
         parts = dict(worst(phases(step, workload, candidates, habits), rows))
     parts |= {
         "parameters": step.parameters,
-        "optimizer": step.optimizer / np.where(candidates.zero, candidates.sizes["data"], 1),
+        "optimizer": step.optimizer,
         "batch": assumptions.batch_bytes * workload.tokens / candidates.replicas,
         "runtime": device.overhead,
     }

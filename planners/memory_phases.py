@@ -24,7 +24,10 @@ from planners.work import Number
 Phase: TypeAlias = dict[str, Number]
 """Bytes by part."""
 
-Kept: TypeAlias = Literal["less", "logits", "head"]
+Kept: TypeAlias = Literal["", "logits", "head"]
+
+HOST = 8
+"""GPUs of one host, as XLA is told of the targets that steps were compiled for (`jaxlm.runtime.aot`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +37,13 @@ class Habits:
     Attributes:
         early: share of the embedding's gradient, all zeros at first, that is allocated before the loss (1) and not
             after the blocks (0), where one mesh axis is in use and it is no replica axis. 1 errs on the safe side.
-        kept: what waits for the head's gradient to be reduced while the blocks go back: its logits or its gradient,
-            by itself the smaller of them. With several replicas of the weights it is always the logits.
+        kept: what waits while the blocks go back, the `logits` that the head's gradient is made of, or that gradient,
+            `head`. Left empty: the gradient, if it is reduced within one host over one mesh axis, else the logits.
         block: factor on what a block in flight needs.
     """
 
     early: float = 1.0
-    kept: Kept = "less"
+    kept: Kept = ""
     block: float = 1.0
 
 
@@ -50,16 +53,15 @@ def phases(
     """Bytes that live during the step only, by phase and part. `habits` are by rematerialisation policy."""
     habit = [(habits or {}).get(name, Habits()) for name in candidates.remats]
     sizes = candidates.sizes
-    fsdp, tensor, stages = sizes["fsdp"] > 1, sizes["tensor"], sizes["stage"]
+    fsdp, tensor = sizes["fsdp"] > 1, sizes["tensor"]
     none = candidates.remat == candidates.remats.index("none")
     chunked = candidates.loss_chunks > 1
-    times = workload.batch // candidates.microbatch
-    accumulates = times > 1
+    accumulates = candidates.microbatch < workload.batch
     replicated = (sizes["data"] > 1) | (sizes["zone"] > 1)
     axes = sum((size > 1).astype(int) for size in sizes.values())
-    factor, early, less, logits_stay = (
-        np.asarray([row[column] for row in ((h.block, h.early, h.kept == "less", h.kept == "logits") for h in habit)])
-        for column in range(4)
+    factor, early, logits_wait, head_waits = (
+        np.asarray(column)[candidates.remat]
+        for column in zip(*((h.block, h.early, h.kept == "logits", h.kept == "head") for h in habit), strict=True)
     )
 
     sequences = candidates.microbatch // candidates.replicas
@@ -67,40 +69,31 @@ def phases(
     carry = sequences * step.carry / split
     kept = sequences * (step.activations - step.whole * (1 - 1 / split))
     wide, logits, head = sequences * step.largest, sequences * step.logits, step.vocabulary
-    layers = -(-workload.layers // stages)
-    stacked = layers * np.where(none, kept, carry)
-    # The first stage of a pipeline keeps one microbatch for every stage after it; interleaved stages keep more.
-    waiting = np.minimum(stages, times) * np.where(
-        candidates.virtual > 1, 1 + (stages - 1) / (stages * candidates.virtual), 1
-    )
-    one = ((axes == 1) & ~replicated) | ((axes == 0) & ~none)
+    one = (((axes == 1) & ~replicated) | ((axes == 0) & ~none)) & ~chunked
     always: Phase = {
+        "activations": workload.layers * np.where(none, kept, carry),
         "cast_weights": np.where(none & step.casts, step.cast_layers, 0),
         "gradients": step.block_gradients,
         "gradient_accumulator": np.where(accumulates, step.accumulator, 0),
         "turned_weights": np.where(fsdp & (accumulates | ~none), step.turned_layers, 0)
         + np.where(fsdp & accumulates, step.turned_others, 0),
-        "embedding_gradient": np.where(one, head * early[candidates.remat], 0),
+        "embedding_gradient": np.where(one, head * early, 0),
         "attention_scratch": sequences * step.scratch,
     }
     loss: Phase = {
-        "activations": stacked,
         "logits": logits / candidates.loss_chunks,
         "working_parameters": head,
         "head_gradient": np.where(chunked, 3 * head, 0),  # float32 sums, and the part of one chunk
         "block_transient": 3 * carry,
     }
     backward: Phase = {
-        "activations": stacked * waiting,
-        "working_parameters": np.where(none, 0, step.layer) * factor[candidates.remat],
-        "block_transient": np.where(none, _block(step, fsdp, wide, carry), kept + 3 * carry) * factor[candidates.remat],
+        "block_transient": np.where(none, _block(step, fsdp, wide, carry), _block_again(step, wide, kept, carry))
+        * factor,
     }
-    choice = np.where(
-        less[candidates.remat], np.minimum(logits, head), np.where(logits_stay[candidates.remat], logits, head)
-    )
-    stays = np.where(replicated | ((axes == 0) & none), logits, choice)
-    backward["logits"] = np.where(chunked | (stages > 1), 0, stays)
-    backward["head_gradient"] = np.where(chunked & (stages == 1), 2 * head, 0)
+    near = ((axes == 1) & ~replicated & (candidates.devices <= HOST)) | ((axes == 0) & ~none)
+    stays = np.where(np.where(logits_wait, False, head_waits | near), head, logits)
+    backward["logits"] = np.where(chunked, 0, stays)
+    backward["head_gradient"] = np.where(chunked, 2 * head, 0)
     return {"loss": always | loss, "backward": always | backward, "update": {"gradients": step.accumulator}}
 
 
@@ -115,6 +108,15 @@ def _block(step: Footprint, fsdp: np.ndarray, wide: Number, carry: Number) -> np
     middle = gathered - np.where(fsdp, step.down, 0) + 3 * wide + 7 * carry
     end = np.where(fsdp, step.layer + 2 * step.query, 0) + 6 * carry
     return np.maximum(np.maximum(last, middle), end)
+
+
+def _block_again(step: Footprint, wide: Number, kept: Number, carry: Number) -> np.ndarray:
+    """Going back through one block that is computed again first: the worse of two moments.
+
+    All weights and activations are there, and the gradient of one activation; or the last weights have done their
+    work, and the gradients of two wide activations are there.
+    """
+    return np.maximum(step.layer + kept + 3 * carry, step.layer - step.down + kept + wide + 5 * carry)
 
 
 def worst(found: Mapping[str, Phase], rows: int) -> dict[str, np.ndarray]:

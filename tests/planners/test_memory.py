@@ -1,12 +1,20 @@
 """Bytes per device: exact where they must be, close to closed forms elsewhere, and monotone."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import workloads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planners import cost
+from planners.assumptions import Assumptions
+from planners.candidates import Candidates
+from planners.footprint import footprint
 from planners.layout import rules
 from planners.memory import Remat
+from planners.memory_phases import phases, temporaries
 from planners.plan import MESH_AXES, Search, Tensor, Workload
 from planners.presets import host, nodes
 from planners.search import price
@@ -105,3 +113,25 @@ def test_cast_weights_are_kept_only_without_remat() -> None:
     assert "cast_weights" not in memory(work, 8, 8, "full", fsdp=8)
     one = host(count=1, memory=2**33, cores=2)
     assert "cast_weights" not in price(workloads.nano(), one, Search(), mesh(), 8).memory
+
+
+def parts(count: int, **choices: Any) -> dict[str, float]:
+    """Predicted bytes by part of the 7B model on `count` GPUs, microbatches of 8 sequences."""
+    sizes = {axis: choices.pop(axis) for axis in MESH_AXES if axis in choices}
+    candidates = Candidates.of(sizes, microbatch=8, **choices)
+    prices = cost.price(workloads.llama_7b(), nodes("H100", count), candidates, assumptions=Assumptions())
+    return {name: float(part[0]) for name, part in prices.memory.items()}
+
+
+def test_activations_between_blocks_are_split_over_tensor_where_chosen() -> None:
+    whole, split = parts(8, tensor=8, remat=1), parts(8, tensor=8, remat=1, sequence=True)
+    assert split["activations"] == pytest.approx(whole["activations"] / 8)
+
+
+def test_peak_is_the_worst_phase_and_no_sum_of_all() -> None:
+    """Logits are there with the head's weights, or with a block's gradients, never with both."""
+    work = workloads.llama_7b()
+    candidates = Candidates.of({"fsdp": [8, 8, 8]}, microbatch=8, remat=[0, 1, 1], loss_chunks=[1, 1, 8])
+    found = phases(footprint(work, candidates.sizes), work, candidates)
+    totals = [np.sum([np.zeros(3) + part for part in phase.values()], axis=0) for phase in found.values()]
+    assert np.allclose(temporaries(found, 3), np.max(totals, axis=0))

@@ -1,0 +1,74 @@
+"""What compiled steps teach about memory: habits that explain them are found, scatter is not taken for one."""
+
+from pathlib import Path
+
+import pytest
+import workloads
+
+from planners.candidates import Candidates
+from planners.footprint import footprint
+from planners.memory_calibration import MemoryCalibration, Observation, calibrate, observe
+from planners.memory_phases import Habits, phases, temporaries
+from planners.plan import PlanError, Workload
+
+WORK = workloads.llama_7b(batch=64, sequence=2048)
+
+
+def seen(habits: Habits, remat: int, factor: float = 1.0, work: Workload = WORK, **sizes: int) -> Observation:
+    """A step as it would be compiled by an XLA with these habits, if every byte were `factor` bytes."""
+    candidate = Candidates.of(sizes, microbatch=64, remat=remat)
+    told = dict.fromkeys(candidate.remats, habits)
+    bytes_ = temporaries(phases(footprint(work, candidate.sizes), work, candidate, told), 1)[0]
+    return observe(work, candidate, factor * float(bytes_))
+
+
+@pytest.mark.parametrize("remat", [0, 1])
+def test_habits_of_the_compiler_are_found(remat: int) -> None:
+    habits = Habits(early=0.0, kept="head", block=1.2)
+    made = calibrate(
+        [seen(habits, remat, fsdp=64), seen(habits, remat, data=8, fsdp=8), seen(habits, remat, fsdp=16)], jaxlib="1"
+    )
+    name = ("none", "full")[remat]
+    assert set(made.habits) == {name}
+    for other in (seen(habits, remat, fsdp=32), seen(habits, remat, data=2, fsdp=32)):
+        before, after = (abs(other.predicted(h) / other.temporaries - 1) for h in (Habits(), made.habits[name]))
+        assert after < max(0.02, before / 2), "what stays is no more than steps of one habit scatter"
+        assert after <= before + 1e-9
+
+
+def test_two_steps_of_each_policy_are_enough_to_scale_a_block() -> None:
+    habits = Habits(block=0.8)
+    compiled = [seen(habits, remat, fsdp=size) for remat in (0, 1) for size in (16, 64)]
+    made = calibrate(compiled, jaxlib="1")
+    assert made.compiled == 4
+    assert made.habits["full"].block == pytest.approx(0.8, abs=0.05)
+    assert made.error < 0.01
+
+
+def test_scatter_of_a_percent_teaches_nothing() -> None:
+    noisy = [seen(Habits(), 1, 1.01, fsdp=64), seen(Habits(), 1, 0.99, data=8, fsdp=8)]
+    learned = calibrate(noisy, jaxlib="1").habits["full"]
+    assert (learned.early, learned.kept) == (1.0, "")
+    assert learned.block == pytest.approx(1.0, abs=0.05)
+
+
+def test_no_compiled_step_leaves_what_is_believed() -> None:
+    assert calibrate([], jaxlib="1") == MemoryCalibration(jaxlib="1")
+
+
+def test_calibration_survives_the_file_and_belongs_to_one_compiler(tmp_path: Path) -> None:
+    made = calibrate([seen(Habits(block=0.8), 1, fsdp=64)], jaxlib="0.10.2")
+    made.save(tmp_path / "memory.json")
+    assert MemoryCalibration.load(tmp_path / "memory.json", "0.10.2") == made
+    with pytest.raises(PlanError, match=r"made with jaxlib 0\.10\.2, this is 0\.11\.0"):
+        MemoryCalibration.load(tmp_path / "memory.json", "0.11.0")
+    with pytest.raises(PlanError, match="does not exist"):
+        MemoryCalibration.load(tmp_path / "other.json", "0.10.2")
+    (tmp_path / "memory.json").write_text("{")
+    with pytest.raises(PlanError, match="is not JSON"):
+        MemoryCalibration.load(tmp_path / "memory.json", "0.10.2")
+
+
+def test_an_observation_is_one_plan() -> None:
+    with pytest.raises(ValueError, match="one plan and its bytes, not 2 plans"):
+        observe(WORK, Candidates.of({"fsdp": [8, 16]}, microbatch=64), 1.0)
