@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from planners.plan import BATCH_AXES, Plan
+from planners.plan import BATCH_AXES, Plan, Schedule
 from planners.topology import Cluster
 
 BYTES_OF = {
@@ -191,6 +191,7 @@ def _decisions(plan: Plan, cluster: Cluster) -> str:
             ),
         ),
         ("remat", remat),
+        *([("order", plan.schedule.summary())] if plan.schedule != Schedule() else []),
         (
             "loss",
             "in one piece" if plan.compile.loss_chunks == 1 else f"in {plan.compile.loss_chunks} pieces",

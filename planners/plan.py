@@ -458,6 +458,7 @@ class Search:
         balance: whether replicas share the microbatches of a step by measured throughput: `never`, `always`, or `auto`,
             which does so on several nodes where each replica has at least four.
         alpha: how the shares then follow it.
+        schedule: who orders the gradient sums: the `compiler`, or the planner, by the smallest `simulated` time.
     """
 
     mesh: dict[str, int] = field(default_factory=dict)
@@ -471,6 +472,7 @@ class Search:
     options: dict[str, str | int | float | bool] = field(default_factory=dict)
     balance: Literal["auto", "always", "never"] = "auto"
     alpha: Balance = field(default_factory=Balance)
+    schedule: Literal["compiler", "simulated"] = "compiler"
 
     def __post_init__(self) -> None:
         if unknown := set(self.mesh) - set(MESH_AXES):

@@ -8,6 +8,7 @@ from planners.choices import Choice, priced_choices
 from planners.explain import gib
 from planners.layout import EXECUTABLE, check_executable, indivisible, rules
 from planners.meshes import say_indivisible
+from planners.ordering import ordered
 from planners.plan import (
     MESH_AXES,
     Batch,
@@ -15,6 +16,7 @@ from planners.plan import (
     Plan,
     PlanError,
     Prediction,
+    Schedule,
     Search,
     Segment,
     Workload,
@@ -64,7 +66,8 @@ def shortlist(
     )
     others = distinct(choices, order, count)[1:]
     made = (best, *(_made(choices[row], workload, search) for row in others))
-    return tuple(shared(each, search, cluster, workload.compute_dtype) for each in made)
+    balanced = (shared(each, search, cluster, workload.compute_dtype) for each in made)
+    return tuple(ordered(each, workload, cluster, search, assumptions) for each in balanced)
 
 
 def _made(choice: Choice, workload: Workload, search: Search) -> Plan:
@@ -79,6 +82,7 @@ def _made(choice: Choice, workload: Workload, search: Search) -> Plan:
         ),
         remat=(Segment(layers=workload.layers, save=None if choice.remat == "none" else ()),),
         compile=Compile(options=dict(search.options), unroll=search.unroll, loss_chunks=choice.loss_chunks),
+        schedule=Schedule(pipeline="interleaved", virtual=choice.virtual) if choice.virtual > 1 else Schedule(),
         predicted=choice.predicted,
     )
 
