@@ -207,7 +207,7 @@ def _ring(ring: Group, work: Work, tokens: Number, each: Block, attention_again:
 
 def _waiting(busy: Number, kernels: Number, tensor: Number, a: Assumptions) -> Number:
     """Seconds that one block waits for the host: the larger of both, smoothly, less the device's own time."""
-    issuing = a.dispatch * kernels * (1.0 + a.dispatch_ranks * np.log2(tensor))
+    issuing = a.dispatch * kernels * (1.0 + a.dispatch_ranks * (tensor - 1.0))
     larger, smaller = np.maximum(busy, issuing), np.minimum(busy, issuing)
     return larger * (1.0 + (smaller / larger) ** a.dispatch_sharpness) ** (1.0 / a.dispatch_sharpness) - busy
 

@@ -252,6 +252,7 @@ def _weakest(devices: Sequence[Device]) -> Device:
         peak={dtype: min(device.peak[dtype] for device in devices) for dtype in sorted(known)},
         bandwidth=min(device.bandwidth for device in devices),
         nominal=min(device.nominal for device in devices),
+        units=min(device.units for device in devices),
         overhead=overhead,
         source="the weakest of " + ", ".join(kinds),
     )
