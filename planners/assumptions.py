@@ -38,7 +38,7 @@ class Assumptions:
         flash_efficiency: share of the peak that a fused attention kernel reaches.
         flash_backward: FLOPs of a fused attention's backward pass over those of its forward pass.
         dispatch: seconds of host time that issuing one kernel takes; the device waits where it is faster.
-        dispatch_ranks: further share of it for every doubling of the tensor axis, whose ranks wait for each other.
+        dispatch_ranks: further share of it for every other rank of the tensor axis, since they wait for each other.
         dispatch_sharpness: how suddenly waiting for the host sets in; the larger of the two counts as this goes up.
         kernels: that one block issues forward, half of those of its backward pass.
         link_efficiency: share of what a link's figures promise that collectives reach.
@@ -82,8 +82,8 @@ class Assumptions:
     )
     flash_backward: float = _number(2.5, "FlashAttention backward: 5 matrix products for 2 (arXiv:2307.08691)")
     dispatch: float = _number(3e-6, "XLA's executor issues a kernel in 2 to 5 us", 0.5)
-    dispatch_ranks: float = _number(0.1, "order of magnitude: ranks wait for the slowest of them", 0.8)
-    dispatch_sharpness: float = _number(6.0, "order of magnitude: queued kernels hide short waits", 0.3)
+    dispatch_ranks: float = _number(0.05, "order of magnitude: ranks wait for the slowest of them", 0.8)
+    dispatch_sharpness: float = _number(4.0, "order of magnitude: queued kernels hide short waits", 0.3)
     kernels: float = _number(20.0, "counted: products, norms and element-wise fusions of one block")
     link_efficiency: float = _number(1.0, "the facts file states what was measured", 0.1)
     network_efficiency: float = _number(1.0, "the facts file states what was measured", 0.2)

@@ -14,7 +14,7 @@ residuals over to new plans (a Gaussian process on top).
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,11 @@ OUTLIER = 2.0
 ROUNDS = 12
 """Gauss-Newton rounds at most; two or three are the rule."""
 
-REACHES = (0.35, 0.7, 1.5, 3.0)
-"""Distances between features over which residuals repeat, of which the likeliest is taken."""
+REACH = 0.5
+"""Distance of features over which residuals repeat: tiles and launches change with every power of two."""
+
+REPEAT = 0.02
+"""Standard deviation of what does not repeat: step times repeat to about 1 % (planners.md 5), the rest is unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -303,17 +306,6 @@ def _scale(residual: np.ndarray, prior: float, trust: np.ndarray, worth: float =
 
 
 def _fit(features: np.ndarray, residual: np.ndarray) -> Residuals:
-    """The likeliest of a few reaches and spreads of a Gaussian process."""
-    size = max(float(np.sqrt(np.mean(residual**2))), 1e-3)
-    options: Sequence[Residuals] = [
-        Residuals(features=features, values=residual, reach=reach, spread=size * share, noise=size * noise)
-        for reach in REACHES
-        for share in (0.5, 1.0, 1.5)
-        for noise in (0.1, 0.3, 0.6, 1.0)
-    ]
-    return max(options, key=_likelihood)
-
-
-def _likelihood(option: Residuals) -> float:
-    covariance = option._kernel(option.features, option.features) + option.noise**2 * np.eye(len(option.values))
-    return float(-0.5 * (option.values @ np.linalg.solve(covariance, option.values) + np.linalg.slogdet(covariance)[1]))
+    """A Gaussian process as wide as the residuals."""
+    size = max(float(np.sqrt(np.mean(residual**2))), REPEAT)
+    return Residuals(features=features, values=residual, reach=REACH, spread=size, noise=REPEAT)

@@ -61,7 +61,8 @@ def execute(config: Config, out: Path) -> Report:
         if importlib.util.find_spec(module) is not None:
             found += importlib.import_module(module).verdicts(source, config.seed)
     report = report_of(found, source, samples=config.samples, seed=config.seed)
-    out.mkdir(parents=True, exist_ok=True)
+    if pictures := plot(found, out):
+        report = dataclasses.replace(report, remarks=[*report.remarks, f"Drawn: {', '.join(map(str, pictures))}."])
     return report
 
 
@@ -125,6 +126,33 @@ def _ours(verdict: Verdict, what: str, name: str, samples: int, seed: int) -> Ro
         notes.append(f"target {sign} {verdict.targets[name]:g}: {'met' if met else 'MISSED'}")
     value = statistic(name, verdict.ours)
     return Row(what=what, quantity=f"{verdict.quantity}, {name}", predicted=value, note="; ".join(notes))
+
+
+def plot(verdicts: Sequence[Verdict], out: Path) -> list[Path]:
+    """Predicted against measured step times of every verdict that brings them, one panel each."""
+    shown = [verdict for verdict in verdicts if "predicted" in verdict.details and len(verdict.details["measured"])]
+    if not shown:
+        return []
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(len(shown), 3)
+    height = -(-len(shown) // columns)
+    figure = Figure(figsize=(4.2 * columns, 4.0 * height), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, verdict in enumerate(shown, start=1):
+        axes = figure.add_subplot(height, columns, place)
+        measured, predicted = (np.array(verdict.details[name]) for name in ("measured", "predicted"))
+        ends = [min(measured.min(), predicted.min()), max(measured.max(), predicted.max())]
+        axes.loglog(measured, predicted, ".", markersize=3)
+        axes.loglog(ends, ends, linewidth=0.8, color="black")
+        axes.set_title(f"{verdict.what}\n{verdict.league}", fontsize=8)
+        axes.set_xlabel("published seconds per step")
+        axes.set_ylabel("predicted")
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "predicted_against_published.png"
+    figure.savefig(path, dpi=120)
+    return [path]
 
 
 def _details(verdict: Verdict) -> dict[str, object]:
