@@ -93,7 +93,7 @@ def test_shortlist_begins_with_the_plan_and_repeats_no_mesh_and_remat() -> None:
 def test_the_winner_carries_what_was_compiled() -> None:
     plan, checked = judge(by_order(made(), SLOW(), SLOW()))
     assert plan.compiled is not None
-    assert plan.mesh == best(0.9, 1)[0].mesh
+    assert plan.mesh in [each.mesh for each in best(0.9, 3)]
     assert plan.compiled.memory_bytes == GIB
     (traffic,) = plan.compiled.traffic
     assert (traffic.kind, traffic.dtype, traffic.size, traffic.calls) == ("all-reduce", "f32", 4 * 2**20, 1)
