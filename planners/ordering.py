@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from planners.assumptions import Assumptions
-from planners.comm import group
+from planners.comm import calibrated, group
 from planners.durations import Duration
 from planners.footprint import footprint
 from planners.plan import Plan, Search, Workload
@@ -60,7 +60,8 @@ def simulate(plan: Plan, workload: Workload, cluster: Cluster, assumptions: Assu
     accumulation = 1 if _once(plan) else min(plan.batch.accumulation, MICROBATCHES)
     busy = sum(plan.predicted.seconds.get(part, 0.0) for part in PASSES) / plan.batch.accumulation / workload.layers
     forward = busy / (4.0 if plan.predicted.seconds.get("recompute") else 3.0)
-    rings = [group(cluster, plan.mesh, axis, assumptions.order) for axis in axes]
+    links = calibrated(cluster, assumptions)
+    rings = [group(links, plan.mesh, axis, assumptions.order) for axis in axes]
     made = replica_options(1, layers, accumulation, overlap=not cluster.shared, every=(1,))
     options = [option for option in made if option.schedule.bucket_order == "reverse"]
     known = {"launch": Duration(0.0), "update": Duration(0.0)}

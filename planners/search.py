@@ -169,6 +169,7 @@ def _record(workload: Workload, cluster: Cluster, search: Search, assumptions: A
         **{
             f"link {tier.name}": f"{tier.bandwidth / 1e9:.4g} GB/s per device, "
             f"{tier.latency * 1e6:.1f} us per call + {tier.doubling * 1e6:.1f} us per doubling"
+            + (f"; {sum(map(len, tier.measured.values()))} measured calls come first" if tier.measured else "")
             for tier in cluster.tiers
         },
         **assumptions.record(),
