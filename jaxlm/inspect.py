@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.evaluation import Judge, continuation, evaluation_table
 from jaxlm.files import user_cache
 from jaxlm.folder import Folder, open_run
-from jaxlm.ledger import calibration_for, said
+from jaxlm.ledger import constants, memory_for, memory_path
 from jaxlm.model.generate import plain
 from jaxlm.model.latency import latency
 from jaxlm.model.transformer import Transformer
@@ -43,7 +44,7 @@ from planners.cluster_file import load_cluster
 from planners.plan import Plan, Workload
 from planners.search import shortlist
 from planners.topology import Cluster
-from planners.verify import Checked, verify
+from planners.verify import Checked, learn_memory, verify
 
 
 def make_plan(run: Run, cluster_name: str | None) -> tuple[Plan, Cluster]:
@@ -62,13 +63,13 @@ def verify_plan(
     """
     cluster = load_cluster(cluster_name) if cluster_name else local_machine()
     workload = _workload(run, cluster, here=cluster_name is None)
-    calibration, progress = calibration_for(cluster, run.plan), Ticking()
+    (assumptions, learnt), progress = constants(cluster, workload, run.plan), Ticking()
     compile = Compiler(run, expected_vocab(run), target_of(cluster), seconds=seconds, progress=progress)
     compile.require()
 
     def best(share: float, count: int) -> tuple[Plan, ...]:
         search = dataclasses.replace(run.plan, memory_fraction=share)
-        return shortlist(workload, cluster, search, count, calibration.assumptions)
+        return shortlist(workload, cluster, search, count, assumptions)
 
     with closing(progress):
         plan, checked = verify(
@@ -77,11 +78,21 @@ def verify_plan(
             cluster,
             fraction=run.plan.memory_fraction,
             top=top,
-            assumptions=calibration.assumptions,
+            assumptions=assumptions,
             say=progress.say,
         )
-    plan = dataclasses.replace(plan, assumptions={"calibration": said(calibration), **plan.assumptions})
-    return plan, cluster, checked
+    if target_of(cluster).platform == "gpu":
+        remember_memory(cluster, workload, checked)
+    return dataclasses.replace(plan, assumptions={"calibration": learnt, **plan.assumptions}), cluster, checked
+
+
+def remember_memory(cluster: Cluster, workload: Workload, checked: Sequence[Checked]) -> None:
+    """Keeps what the compiled plans teach about the memory of this model's other plans."""
+    found = learn_memory(checked, workload, version("jaxlib"), memory_for(cluster, workload))
+    if found is not None:
+        path = memory_path(workload, cluster.device.kind)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found.save(path)
 
 
 def _workload(run: Run, cluster: Cluster, *, here: bool) -> Workload:

@@ -1,5 +1,9 @@
 """Where a user's runs leave what they measured, and what that has taught about a machine."""
 
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
 import platform
 import re
 from pathlib import Path
@@ -9,8 +13,10 @@ import jax
 from jaxlm.files import user_cache
 from jaxlm.runtime.aot import chip_name
 from jaxlm.runtime.distributed import cores
+from planners.assumptions import Assumptions
 from planners.calibration import Calibration
-from planners.plan import Search
+from planners.memory_calibration import MemoryCalibration
+from planners.plan import Search, Workload
 from planners.topology import Cluster
 
 
@@ -50,6 +56,34 @@ def calibration_for(cluster: Cluster, search: Search) -> Calibration:
     if not search.calibrate or jax.process_count() > 1 or not path.exists():
         return Calibration.prior()
     return Calibration.load(path)
+
+
+def memory_path(workload: Workload, kind: str) -> Path:
+    """What compiled steps of one model have taught about its memory on one kind of device."""
+    described = json.dumps([dataclasses.asdict(each) for each in workload.parameters], sort_keys=True)
+    key = f"{described} {workload.sequence} {workload.compute_dtype} {workload.kernel} {kind}"
+    return user_cache("ledger") / "memory" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+
+def memory_for(cluster: Cluster, workload: Workload) -> MemoryCalibration | None:
+    """None where no step of this model was compiled for such a device by this version of the compiler."""
+    path = memory_path(workload, cluster.device.kind)
+    if not path.exists():
+        return None
+    found = MemoryCalibration.load(path, json.loads(path.read_text())["jaxlib"])
+    return found if found.jaxlib == importlib.metadata.version("jaxlib") else None
+
+
+def constants(cluster: Cluster, workload: Workload, search: Search) -> tuple[Assumptions, str]:
+    """The constants to price plans with, from measured steps and from compiled ones, and what they have learnt from."""
+    calibration = calibration_for(cluster, search)
+    memory = memory_for(cluster, workload) if search.calibrate else None
+    if memory is None:
+        return calibration.assumptions, said(calibration)
+    note = (
+        f"{said(calibration)}; memory learnt from {memory.compiled} compiled steps, within {memory.error:.1%} of them"
+    )
+    return dataclasses.replace(calibration.assumptions, memory_habits=memory.habits), note
 
 
 def said(calibration: Calibration) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jaxlm.config import Run
 from jaxlm.folder import Folder
-from jaxlm.ledger import calibration_for, said
+from jaxlm.ledger import constants
 from planners.plan import Plan, Workload
 from planners.search import check
 from planners.search import plan as search_plan
@@ -30,9 +30,9 @@ def choose_plan(
 
 def calibrated_plan(run: Run, workload: Workload, cluster: Cluster) -> Plan:
     """The plan of a search with the constants that runs on this kind of machine have taught; it says which."""
-    calibration = calibration_for(cluster, run.plan)
-    plan = search_plan(workload, cluster, run.plan, calibration.assumptions)
-    return dataclasses.replace(plan, assumptions={"calibration": said(calibration), **plan.assumptions})
+    assumptions, learnt = constants(cluster, workload, run.plan)
+    plan = search_plan(workload, cluster, run.plan, assumptions)
+    return dataclasses.replace(plan, assumptions={"calibration": learnt, **plan.assumptions})
 
 
 def predicted(plan: Plan, cluster: Cluster) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from planners.memory_phases import Habits
 from planners.plan import MESH_AXES
 
 
@@ -57,6 +58,8 @@ class Assumptions:
         update_copies_gpu: likewise on a GPU.
         batch_bytes: bytes per token of the batch on the device.
         tie: predicted step times closer than this are equal; the simpler plan wins.
+        memory_habits: by rematerialisation policy, what compiled steps have shown of the order in which XLA allocates
+            (`planners.memory_calibration`).
     """
 
     matmul_efficiency: float = _number(
@@ -106,13 +109,20 @@ class Assumptions:
     batch_bytes: float = _number(20.0, "counted: tokens, targets, positions, segments and weights, 4 bytes each")
     tie: float = _number(0.01, "step times repeat to about 1 % (planners.md 5, rule 5)")
 
+    memory_habits: dict[str, Habits] = dataclasses.field(
+        default_factory=dict, metadata={"source": "learnt from steps compiled by `jaxlm plan --verify`", "spread": 0.0}
+    )
+
     def record(self) -> dict[str, str]:
         """Name -> "value (source)"; a value that was overridden says so."""
         rows: dict[str, str] = {}
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+            value, source = getattr(self, field.name), field.metadata["source"]
+            if isinstance(value, dict):
+                if value:
+                    rows[field.name] = f"{', '.join(f'{name}: {item}' for name, item in value.items())} ({source})"
+                continue
             said = _said(value)
-            source = field.metadata["source"]
             rows[field.name] = (
                 f"{said} ({source})"
                 if value == field.default

@@ -31,14 +31,15 @@ def memory(
     """Bytes per device at the peak of one step, by part; the parts add up to what is allocated at that moment.
 
     On a GPU the peak is the largest of the step's phases (`planners.memory_phases`), with the `habits` that compiled
-    steps have shown (`planners.memory_calibration`). On a CPU it is taken as if the head and one block were in flight
-    at once, which errs on the safe side.
+    steps have shown (`planners.memory_calibration`), by default those of the assumptions. On a CPU it is taken as if
+    the head and one block were in flight at once, which errs on the safe side.
     """
     rows = len(candidates)
     if device.kind == "cpu":
         parts = _on_cpu(step, workload, candidates, unroll=unroll, assumptions=assumptions)
     else:
-        parts = dict(worst(phases(step, workload, candidates, habits), rows))
+        known = assumptions.memory_habits if habits is None else habits
+        parts = dict(worst(phases(step, workload, candidates, known), rows))
     parts |= {
         "parameters": step.parameters,
         "optimizer": step.optimizer,

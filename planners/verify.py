@@ -16,7 +16,9 @@ from planners.comm import calibrated, group
 from planners.compiled import Compiled, CompileError, Compiles
 from planners.explain import duration, gib, table
 from planners.hlo import Collective, collectives
-from planners.plan import MESH_AXES, Alternative, Compilation, Plan, PlanError, Traffic
+from planners.ledger import candidate
+from planners.memory_calibration import MemoryCalibration, calibrate, observe
+from planners.plan import MESH_AXES, Alternative, Compilation, Plan, PlanError, Traffic, Workload
 from planners.topology import Cluster
 
 COMMUNICATION = ("tensor_parallel", "context_ring", "pipeline_hops", "fsdp_gather", "gradient_sync")
@@ -94,6 +96,22 @@ def verify(
     if ranked[0].refused:
         raise PlanError(_nothing_fits(checked, cluster, fraction))
     return _winner(ranked, checked[0].plan, a), tuple(ranked)
+
+
+def learn_memory(
+    checked: Sequence[Checked], workload: Workload, jaxlib: str, before: MemoryCalibration | None = None
+) -> MemoryCalibration | None:
+    """What the compiled plans teach about the memory of others; policies not among them are kept as `before` had
+    them. None where no plan teaches anything."""
+    seen = [
+        observe(workload, one, each.compiled.memory.get("temporaries", 0.0))
+        for each in checked
+        if each.compiled is not None and (one := candidate(each.plan)) is not None
+    ]
+    if not seen:
+        return before
+    found = calibrate(seen, jaxlib=jaxlib)
+    return found if before is None else dataclasses.replace(found, habits=before.habits | found.habits)
 
 
 def _check(plan: Plan, compile: Compiles, cluster: Cluster, fraction: float, a: Assumptions) -> Checked:

@@ -17,10 +17,13 @@ from planners.compiled import Compiled, CompileError, OutOfMemory, TooSlow
 from planners.cost import price
 from planners.explain import explain
 from planners.hlo import Collective
+from planners.ledger import candidate
+from planners.memory_calibration import observe
+from planners.memory_phases import Habits
 from planners.plan import MESH_AXES, Plan, PlanError, Search
 from planners.search import shortlist
 from planners.topology import Cluster
-from planners.verify import COMMUNICATION, FOLLOWING, Checked, call_seconds, sent_by_axis, verify
+from planners.verify import COMMUNICATION, FOLLOWING, Checked, call_seconds, learn_memory, sent_by_axis, verify
 from tests.planners.workloads import llama
 
 GIB = 2**30
@@ -159,6 +162,37 @@ def test_a_plan_that_does_not_compile_leaves_the_others() -> None:
     assert plan.summary() == best(0.9, 2)[1].summary()
     assert checked[-1].refused == "the compiler ran out of memory"
     assert checked[-1].compiled is None
+
+
+def test_compiled_memory_teaches_the_memory_of_other_plans() -> None:
+    """XLA, here, needs a fifth more than counted for a block in flight: so will it for the plans not compiled."""
+    truth = Habits(block=1.2)
+
+    def temporaries(plan: Plan) -> float:
+        one = candidate(plan)
+        assert one is not None
+        return observe(WORK, one, 1.0).predicted(truth)
+
+    def compile(plan: Plan) -> Compiled:
+        return dataclasses.replace(made(), temporaries=int(temporaries(plan)))
+
+    plans = shortlist(WORK, CLUSTER, dataclasses.replace(SEARCH, remat="full"), 3)
+    checked = verify(lambda share, count: plans[:2], compile, CLUSTER, fraction=0.9)[1]
+    learnt = learn_memory(checked, WORK, "9.9")
+    assert learnt is not None
+    assert learnt.habits["full"].block == pytest.approx(1.2, abs=0.03)
+    other = candidate(plans[2])
+    assert other is not None
+
+    def priced(assumptions: Assumptions) -> float:
+        parts = price(WORK, CLUSTER, other, assumptions=assumptions).memory
+        outside = ("parameters", "optimizer", "batch", "runtime")
+        return float(sum(size[0] for name, size in parts.items() if name not in outside))
+
+    before, after = priced(Assumptions()), priced(Assumptions(memory_habits=learnt.habits))
+    assert abs(after / temporaries(plans[2]) - 1) < 0.02 < abs(before / temporaries(plans[2]) - 1)
+    assert "full" in Assumptions(memory_habits=learnt.habits).record()["memory_habits"]
+    assert "memory_habits" not in Assumptions().record()
 
 
 def test_time_that_is_up_ends_everything() -> None:
