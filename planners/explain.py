@@ -49,6 +49,12 @@ SECONDS_OF = {
     "fsdp_gather": "weights gathered, not hidden by compute",
     "gradient_sync": "gradients summed, not hidden by compute",
     "optimizer": "weights and optimizer state read and written",
+    "dispatch": "waiting for the host to issue kernels",
+    "context_ring": "keys and values sent round, not hidden by attention",
+    "pipeline_hops": "activations and gradients between stages",
+    "pipeline_bubble": "stages waiting at the ends of the pipeline",
+    "stragglers": "all nodes waiting for the slowest",
+    "overhead": "of the trainer, once per step",
 }
 """What each part of the predicted step time is spent on."""
 
