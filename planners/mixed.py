@@ -22,10 +22,19 @@ from planners.plan import Workload
 from planners.topology import Cluster
 from planners.uneven import pipeline_seconds, split_batch, split_layers
 
-ONCE = ("gradient_sync", "optimizer", "stragglers", "overhead", "pipeline_bubble")
+ONCE = ("gradient_sync", "optimizer", "weight_gather", "stragglers", "overhead", "pipeline_bubble")
 """Parts of a step's seconds that do not repeat with every microbatch."""
 
-WHOLE = ("logits", "batch", "runtime", "head_gradient", "block_transient", "attention_scratch", "update_excess")
+WHOLE = (
+    "logits",
+    "batch",
+    "runtime",
+    "head_gradient",
+    "embedding_gradient",
+    "block_transient",
+    "attention_scratch",
+    "update_excess",
+)
 """Parts of a device's memory that do not grow with the layers it holds."""
 
 EXACT = 64
@@ -79,8 +88,8 @@ def uneven(
     assumptions: Assumptions,
     count: int = 8,
 ) -> list[Uneven]:
-    """The fastest uneven splits that fit and beat the even one, fastest first, at most `count`; empty for a cluster of
-    equal devices."""
+    """The fastest uneven splits that fit and beat every even plan that fits all devices, fastest first, at most
+    `count`; empty for a cluster of equal devices."""
     if not cluster.unequal:
         return []
     prices = pool_prices(workload, cluster, candidates, unroll=unroll, assumptions=assumptions)
@@ -89,9 +98,9 @@ def uneven(
         *by_shares(workload, cluster, candidates, prices, budgets),
         *by_layers(workload, cluster, candidates, prices, budgets),
     ]
-    return sorted(
-        (one for one in found if one.seconds < one.even * (1.0 - assumptions.tie)), key=lambda one: one.seconds
-    )[:count]
+    fits = np.all([one.memory_bytes <= room for one, room in zip(prices, budgets, strict=True)], axis=0)
+    beaten = np.min(_even(prices)[fits], initial=np.inf) * (1.0 - assumptions.tie)
+    return sorted((one for one in found if one.seconds < min(beaten, one.even)), key=lambda one: one.seconds)[:count]
 
 
 def pool_prices(
@@ -174,7 +183,13 @@ def by_layers(
     times = workload.batch // candidates.microbatch
     held = np.ceil(workload.layers / stages)
     pace = np.array([_columns(one.seconds, ONCE, inside=False) for one in prices]) / times  # of `held` layers
-    once = np.max([_columns(one.seconds, ("gradient_sync", "optimizer", "overhead"), inside=True) for one in prices], 0)
+    once = np.max(
+        [
+            _columns(one.seconds, ("gradient_sync", "optimizer", "weight_gather", "overhead"), inside=True)
+            for one in prices
+        ],
+        0,
+    )
     fixed = np.array([_columns(one.memory, WHOLE, inside=True) for one in prices])
     grows = np.array([_columns(one.memory, WHOLE, inside=False) for one in prices]) / held
     with np.errstate(divide="ignore", invalid="ignore"):

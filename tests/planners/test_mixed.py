@@ -63,6 +63,12 @@ def test_the_fastest_comes_first():
     assert seconds == sorted(seconds)
 
 
+def test_a_split_that_a_better_even_plan_beats_is_not_proposed():
+    options = Candidates.of({"data": np.array([32, 2]), "tensor": np.array([1, 16])}, microbatch=32)
+    rows = {one.row for one in plans(mixed(), options)}
+    assert rows <= {0}
+
+
 def test_nothing_is_proposed_that_does_not_fit():
     huge = dataclasses.replace(WORK, batch=WORK.batch)
     tight = uneven(

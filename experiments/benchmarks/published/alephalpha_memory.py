@@ -82,7 +82,8 @@ class Layouts:
 
     def habits(self, found: Coefficients) -> Habits:
         first = np.array(["v1" in name for name in self.kernel])
-        torch, fused = self.kernel == "torch", self.kernel == "fused"
+        fused = self.kernel == "fused"
+        torch = np.array(["flash" not in name for name in self.kernel]) & ~fused
         return Habits(
             ends_are_layers=True,
             normed_whole=True,

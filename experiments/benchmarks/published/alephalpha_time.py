@@ -28,22 +28,25 @@ HABITS = Assumptions(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Kernel:
-    """How one attention kernel and norm work, for `planners.block`."""
+    """How one attention kernel and norm work, for `planners.block`.
+
+    Attributes:
+        name: as `planners.work` knows it.
+        scores: bytes kept per pair of positions and head.
+        norm: bytes that unfused norms keep per token and unit of width.
+    """
 
     name: str
     scores: float
     norm: float
 
 
-KERNELS = {
-    "flash_attention2 + RMS kernel": Kernel("flash", 0.0, 0.0),
-    "flash_attention2": Kernel("flash", 0.0, 12.0),
-    "flash_attentionv1.0.8": Kernel("flash", 0.0, 12.0),
-    "fused": Kernel("xla", 6.0, 12.0),
-    "torch": Kernel("xla", 8.0, 12.0),
-}
-"""Bytes kept of scores, per pair of positions and head, and of norms, per token and unit of width, as in
-`alephalpha_memory.PRIORS`."""
+def kernel_of(name: str) -> Kernel:
+    """How a kernel of the sheet works: what stores its scores keeps what `alephalpha_memory.PRIORS` count."""
+    norm = 0.0 if "RMS" in name else 12.0
+    if "flash" in name:
+        return Kernel("flash", 0.0, norm)
+    return Kernel("xla", 6.0 if name == "fused" else 8.0, norm)
 
 
 def predict(rows: Table, assumptions: Assumptions = HABITS) -> np.ndarray:
@@ -52,7 +55,7 @@ def predict(rows: Table, assumptions: Assumptions = HABITS) -> np.ndarray:
     kernels = rows.text("kernel")
     for name in dict.fromkeys(kernels):
         mine = kernels == name
-        found[mine] = _one_kernel(rows.take(mine), KERNELS[name], assumptions)
+        found[mine] = _one_kernel(rows.take(mine), kernel_of(name), assumptions)
     return found
 
 
@@ -61,7 +64,7 @@ def parts(rows: Table, assumptions: Assumptions = HABITS) -> list[dict[str, floa
     found = []
     for position, name in enumerate(rows.text("kernel")):
         one = rows.take(np.array([position]))
-        priced = _priced(one, KERNELS[name], assumptions)
+        priced = _priced(one, kernel_of(name), assumptions)
         found.append({part: float(column[0]) for part, column in priced.items()})
     return found
 

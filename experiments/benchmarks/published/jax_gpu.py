@@ -83,6 +83,12 @@ class Model:
         rise = self.matmuls[2]
         return float(rise.inputs * rise.outputs / self.block)
 
+    @property
+    def leaving(self) -> float:
+        """Share of the attention's output projection."""
+        out = self.matmuls[1]
+        return float(out.inputs * out.outputs / self.block)
+
 
 MODELS = {
     "llama2-7b": Model(
@@ -297,8 +303,8 @@ def _recomputed(policy: str, model: Model) -> tuple[float, bool]:
     """Share of a block's products with weights, and whether its attention, that a policy runs once more.
 
     MaxText and Pax (`maxtext/layers/decoders.py`, `praxis/layers/checkpoint_policy.py`): saving query, key,
-    value and output projection leaves the rising products and the attention's core; saving every product leaves the
-    core; `minimal_with_context` saves both.
+    value and output projection leaves the rising products and the attention's core, and the output projection where
+    that is not saved either; saving every product leaves the core; `minimal_with_context` saves both.
     """
     name = policy.lower()
     if "minimal" in name:
@@ -306,7 +312,7 @@ def _recomputed(policy: str, model: Model) -> tuple[float, bool]:
     if "dot_only" in name:
         return 0.0, True
     if "qkv" in name:
-        return model.rising, True
+        return model.rising + (0.0 if "out" in name else model.leaving), True
     if "full" in name:
         return 1.0, True
     raise ValueError(f"remat policy {policy!r} is not known; add what it recomputes")
