@@ -32,8 +32,11 @@ class Recorder:
         self.seconds.append(finished.seconds)
 
     def entry(self) -> Entry | None:
-        """This run as a line of the ledger; None where too few steps were taken to speak of a step time."""
+        """This run as a line of the ledger; None where too few steps were taken to speak of a step time, and where an
+        experiment made replicas slower than they are."""
         setup = self.setup
+        if setup.options.pace is not None:
+            return None
         measured = Measured.of(self.seconds, peak_memory())
         if measured is None:
             return None

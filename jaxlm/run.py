@@ -271,11 +271,12 @@ class _Training:
         if analysis is not None:
             used = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
             new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-            self.recorder.compiled = {
-                "arguments": float(analysis.argument_size_in_bytes),
-                "temporaries": float(analysis.temp_size_in_bytes),
-                "outputs": float(new),
-            }
+            if not balanced:  # a step of two programs teaches nothing about the memory of one
+                self.recorder.compiled = {
+                    "arguments": float(analysis.argument_size_in_bytes),
+                    "temporaries": float(analysis.temp_size_in_bytes),
+                    "outputs": float(new),
+                }
             predicted = self.setup.plan.predicted
             expected = predicted.memory_bytes - predicted.memory.get("runtime", 0.0) if predicted else 0.0
             beside = f" (predicted {expected / 2**20:,.0f} MiB, both without runtime libraries)" if predicted else ""

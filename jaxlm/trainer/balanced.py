@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import jax
@@ -188,9 +189,15 @@ class BalancedStep:
         return "\n".join(program.as_text() or "" for program in (self.compute, self.finish))
 
     def memory_analysis(self) -> Any:
-        """That of the program that needs more; None where the compiler does not tell."""
-        known = [a for a in (self.compute.memory_analysis(), self.finish.memory_analysis()) if a is not None]
-        return max(known, key=lambda a: a.argument_size_in_bytes + a.temp_size_in_bytes, default=None)
+        """What the step needs, without its batch: the arguments of the second program (state and sums of gradients),
+        which lie there during the first one as well, and the larger temporaries. None where the compiler does not
+        tell."""
+        first, second = self.compute.memory_analysis(), self.finish.memory_analysis()
+        if first is None or second is None:
+            return None
+        names = ("argument_size_in_bytes", "output_size_in_bytes", "alias_size_in_bytes")
+        temporary = max(first.temp_size_in_bytes, second.temp_size_in_bytes)
+        return SimpleNamespace(temp_size_in_bytes=temporary, **{name: getattr(second, name) for name in names})
 
     def close(self) -> None:
         self.watchers.shutdown()
