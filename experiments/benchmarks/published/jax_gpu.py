@@ -370,11 +370,9 @@ def held_out(
     judged: Table, other: Table, growth: Table | None
 ) -> tuple[np.ndarray, tuple[tuple[frozenset[str], frozenset[str]], ...]]:
     """Predictions of each model's rows by coefficients from the other models, and who saw what."""
-    models, theirs = judged.text("model"), other.text("model")
     digests = np.array(judged.digests)
     predicted, folds = np.zeros(len(judged)), []
-    for model in dict.fromkeys(models):
-        mine, known = models == model, _one_per_curve(other.take(theirs != model))
+    for mine, known in splits(judged, other):
         found = _counted()
         if len(known):
             found = regress(
@@ -387,6 +385,12 @@ def held_out(
         predicted[mine] = predict(judged.take(mine), found, growth)
         folds.append((frozenset(known.digests), frozenset(digests[mine])))
     return predicted, tuple(folds)
+
+
+def splits(judged: Table, other: Table) -> list[tuple[np.ndarray, Table]]:
+    """For every model its rows as a mask, and the rows of other models that its coefficients come from."""
+    models, theirs = judged.text("model"), other.text("model")
+    return [(models == model, _one_per_curve(other.take(theirs != model))) for model in dict.fromkeys(models)]
 
 
 def _one_per_curve(rows: Table) -> Table:
