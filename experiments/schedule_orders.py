@@ -77,16 +77,12 @@ def execute(config: Config, out: Path) -> Report:
     """Measures parts and steps on real processes, simulates the steps from the parts, and compares."""
     tried = orders(config)
     answers = measure(config, tried, out)
-    parts = {
-        kind: Duration.measured(
-            # A collective ends when its slowest process does; passes are each process's own.
-            np.max([a["parts"][kind] for a in answers], axis=0).tolist()
-            if kind.startswith("all_reduce")
-            else [seconds for answer in answers for seconds in answer["parts"][kind]]
-        )
-        for kind in answers[0]["parts"]
-    }
-    measured = np.max([a["steps"] for a in answers], axis=0)  # [orders, rounds]
+    parts: dict[str, Duration] = {}
+    for kind in answers[0]["parts"]:
+        each = [a["parts"][kind] for a in answers]
+        apart = [end - start for times in each for start, end in times]
+        parts[kind] = Duration.measured(together(each) if kind.startswith("all_reduce") else apart)
+    measured = np.array([together([a["steps"][i] for a in answers]) for i in range(len(tried))])  # [orders, rounds]
     rows, remarks, details = [], [], []
     for overlap in (True, False):
         mine = [i for i, order in enumerate(tried) if order.overlap == overlap]
@@ -126,6 +122,15 @@ def execute(config: Config, out: Path) -> Report:
         remarks=remarks,
         details={"cases": details, "parts": alone, "steps": measured.tolist()},
     )
+
+
+def together(times: Sequence[Sequence[tuple[float, float]]]) -> list[float]:
+    """Seconds from when the last process began until the last one ended, for each turn; `times` is per process.
+
+    A process that leaves a barrier early waits for the others; that wait is no part of what is timed.
+    """
+    starts, ends = np.moveaxis(np.asarray(times), 2, 0)
+    return (ends.max(axis=0) - starts.max(axis=0)).tolist()
 
 
 def _schedule(order: Replicas) -> Schedule:

@@ -2,7 +2,8 @@
 
 A step is synthetic: each layer's forward and backward pass is a small real matrix product, padded by sleep to a given
 time, so that processes which share few cores do not slow each other down. Gradients are summed by real all-reduces in a
-thread of their own, first in first out, as a communication stream would; or in the thread of the passes.
+thread of their own, first in first out, as a communication stream would; or in the thread of the passes. Times are read
+off the host's monotonic clock, which all its processes share.
 """
 
 import json
@@ -72,8 +73,8 @@ class Worker:
         jax.block_until_ready(self.multiply(self.square))
         time.sleep(max(seconds - (time.perf_counter() - began), 0.0))
 
-    def step(self, order: Replicas) -> float:
-        """Seconds of one step of this process, from a barrier on."""
+    def step(self, order: Replicas) -> tuple[float, float]:
+        """When this process began a step, after a barrier, and when it ended it."""
         t, layers = self.task, range(len(order.layers))
         sizes = order.sizes()
         self.barrier()
@@ -98,7 +99,7 @@ class Worker:
         for event in waiting:
             event.wait()
         self.passing(t["update"])
-        return time.perf_counter() - began
+        return began, time.perf_counter()
 
     def part(self, kind: str) -> Callable[[], Any]:
         """One operation of the graph, alone."""
@@ -116,22 +117,22 @@ def main(path: str, coordinator: str, process: str) -> None:
     start(Job(coordinator=coordinator, processes=task["processes"], process=int(process)), None)
     worker = Worker(task)
     orders = [Replicas(**raw | {"layers": tuple(raw["layers"])}) for raw in task["orders"]]
-    parts: dict[str, list[float]] = {kind: [] for kind in task["parts"]}
-    steps: list[list[float]] = [[] for _ in orders]
+    parts: dict[str, list[tuple[float, float]]] = {kind: [] for kind in task["parts"]}
+    steps: list[list[tuple[float, float]]] = [[] for _ in orders]
     for turn in range(task["rounds"] + 1):
         # The first turn compiles and connects. Parts and whole steps take turns, so both meet the same machine.
-        for kind, seconds in parts.items():
+        for kind, times in parts.items():
             alone = worker.part(kind)
             for _ in range(task["samples"]):
                 worker.barrier()
                 began = time.perf_counter()
                 alone()
                 if turn:
-                    seconds.append(time.perf_counter() - began)
-        for order, seconds in zip(orders, steps, strict=True):
+                    times.append((began, time.perf_counter()))
+        for order, times in zip(orders, steps, strict=True):
             taken = worker.step(order)
             if turn:
-                seconds.append(taken)
+                times.append(taken)
     worker.calls.put(None)
     worker.stream.join()
     Path(f"{path}.{process}").write_text(json.dumps({"parts": parts, "steps": steps}))
