@@ -191,10 +191,12 @@ class Calibration:
         return seconds * np.exp(self.residuals.at(np.asarray(features, dtype=float))[0])
 
     def to_json(self) -> dict[str, Any]:
-        residuals = self.residuals
+        """Plain data; habits of memory have a file of their own and are left out."""
+        residuals, plain = self.residuals, Assumptions()
+        values = {field.name: getattr(self.base, field.name) for field in dataclasses.fields(Assumptions)}
         return {
             "format": FORMAT,
-            "base": {n: v for n, v in dataclasses.asdict(self.base).items() if v != getattr(Assumptions(), n)},
+            "base": {n: v for n, v in values.items() if v != getattr(plain, n) and not isinstance(v, dict)},
             "names": list(self.names),
             "shift": self.shift.tolist(),
             "covariance": self.covariance.tolist(),
@@ -307,5 +309,5 @@ def _scale(residual: np.ndarray, prior: float, trust: np.ndarray, worth: float =
 
 def _fit(features: np.ndarray, residual: np.ndarray) -> Residuals:
     """A Gaussian process as wide as the residuals."""
-    size = max(float(np.sqrt(np.mean(residual**2))), REPEAT)
+    size = max(float(np.sqrt(np.mean(residual**2))), 2.0 * REPEAT)
     return Residuals(features=features, values=residual, reach=REACH, spread=size, noise=REPEAT)
