@@ -20,6 +20,7 @@ import numpy as np
 
 from experiments.entry import main
 from experiments.report import Report, Row
+from jaxlm.decode import ConfigError
 from planners.cluster_file import load_cluster
 from planners.link_table import Timing, collective_seconds, fitted, moved
 from planners.topology import Cluster
@@ -53,6 +54,8 @@ def execute(config: Config, out: Path) -> Report:
         cluster = probe(out / f"{processes}x{devices}.yaml", devices, processes, config.seconds)
         (tier,) = cluster.tiers
         for collective, table in tier.measured.items():
+            if len({row.bytes for row in table}) < 3:
+                continue  # nothing can be left out
             errors = held_out(collective, table)
             details[f"{name}: {collective}"] = {way: list(map(float, e)) for way, e in errors.items()}
             for way, found in errors.items():
@@ -65,6 +68,8 @@ def execute(config: Config, out: Path) -> Report:
                         note=f"largest {np.max(found):.0%}, {len(found)} held-out figures",
                     )
                 )
+    if not everything:
+        raise ConfigError(f"seconds={config.seconds:g} were too few for three sizes of any collective")
     words = [
         f"{way} {np.mean(e):.1%} mean, {np.median(e):.1%} median, {np.max(e):.0%} largest"
         for way, e in everything.items()

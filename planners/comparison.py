@@ -13,7 +13,7 @@ SIGMA_OF_HALF_RANGE = 1.0 / 0.6745
 """Standard deviation over half of the interquartile range, of a normal distribution."""
 
 FLOOR = 0.1
-"""Relative change that is never reported: medians of two probes of an idle machine differ by up to this."""
+"""Relative change that is never reported: a choice of ours, less than the error of step times that plans rest on."""
 
 
 @dataclass(frozen=True, slots=True)
