@@ -52,6 +52,8 @@ class Train(Common):
     """Where everything is written; default runs/NAME."""
     plan: Path | None = None
     """Replay a saved plan (plan.json) instead of searching."""
+    cluster: Path | None = None
+    """Plan with what `jaxlm probe` measured here, a YAML file; default what JAX reports."""
     from_: Annotated[str | None, arg(name="from", metavar="RUN[@STEP]")] = None
     """Start from the weights of another run, with its tokenizer; model keys left out are its own."""
     profile: Annotated[str | None, arg(metavar="START:STOP")] = None
@@ -89,7 +91,8 @@ class Train(Common):
             dead_after=self.dead_after,
         )
         directory = self.run_dir or Path("runs") / run.name
-        return train(run, directory, Options(job=job, plan_file=self.plan, profile=profile, again=again()))
+        chosen = Options(job=job, plan_file=self.plan, cluster_file=self.cluster, profile=profile, again=again())
+        return train(run, directory, chosen)
 
 
 @dataclass(kw_only=True)

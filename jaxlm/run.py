@@ -32,7 +32,7 @@ from jaxlm.planned import choose_plan, predicted
 from jaxlm.runtime.distributed import start
 from jaxlm.runtime.lock import run_lock
 from jaxlm.runtime.peers import Peers
-from jaxlm.session import Session, expected_vocab, local_machine, numerics, resolve, workload_of
+from jaxlm.session import Session, described_machine, expected_vocab, local_machine, numerics, resolve, workload_of
 from jaxlm.setup import Options, Setup, resume_command
 from jaxlm.trainer.hooks import Evaluating, Saving
 from jaxlm.trainer.loop import Finished, Hook, Outcome
@@ -87,7 +87,8 @@ def _begin(run: Run, directory: Path, options: Options, stop: StopSignal) -> int
     say: Say = (lambda text: print(text, flush=True)) if leader else (lambda text: None)
     folder = Folder(directory)
     how = numerics(run.model, jax.default_backend())
-    cluster = local_machine()
+    file = options.cluster_file
+    cluster = local_machine() if file is None else described_machine(file)
     model = resolve(run, expected_vocab(run))
     workload = workload_of(run, model, how)
     before = folder.admit(run)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,8 +37,9 @@ from jaxlm.trainer.balanced import (
 from jaxlm.trainer.state import TrainState, init_state
 from jaxlm.trainer.step import make_train_step
 from jaxlm.tree import from_named, named_leaves
+from planners.cluster_file import load_cluster
 from planners.layout import rules
-from planners.plan import MESH_AXES, Batch, Plan, Segment, Workload
+from planners.plan import MESH_AXES, Batch, Plan, PlanError, Segment, Workload
 from planners.presets import local_cluster
 from planners.topology import Cluster
 
@@ -47,6 +49,17 @@ def local_machine() -> Cluster:
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     return local_cluster(device.device_kind, jax.device_count(), stats.get("bytes_limit"), jax.process_count(), cores())
+
+
+def described_machine(file: Path) -> Cluster:
+    """This job as a cluster file describes it, such as `jaxlm probe` writes. Raises PlanError where it is another."""
+    here, found = local_machine(), load_cluster(file)
+    if found.count != here.count or (found.device.kind == "cpu") != (here.device.kind == "cpu"):
+        raise PlanError(
+            f"--cluster {file} describes {found.describe()}, but this job has {here.describe()}; probe it again: "
+            f"jaxlm probe --out {file}"
+        )
+    return found
 
 
 def expected_vocab(run: Run) -> int:

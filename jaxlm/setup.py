@@ -23,6 +23,7 @@ class Options:
         plan_file: a saved plan to follow instead of a search.
         profile: the steps to record.
         again: how the printed commands begin.
+        cluster_file: what this machine was measured to be; None takes what JAX reports.
         pace: slows replicas down, for experiments with unequal shares.
     """
 
@@ -30,6 +31,7 @@ class Options:
     plan_file: Path | None = None
     profile: Steps | None = None
     again: str = "jaxlm"
+    cluster_file: Path | None = None
     pace: Pace | None = None
 
 
@@ -50,4 +52,6 @@ def resume_command(setup: Setup) -> str:
     """What to type to go on with this run."""
     job, config, path = setup.options.job, setup.folder.config, setup.folder.path
     several = f" --coordinator {job.coordinator} --processes {job.processes} --process I" if job.processes > 1 else ""
+    if (file := setup.options.cluster_file) is not None:
+        several += f" --cluster {shlex.quote(str(file))}"
     return f"{setup.options.again} train {shlex.quote(str(config))} --run-dir {shlex.quote(str(path))}{several}"
