@@ -16,7 +16,7 @@ ARMS = (
     {"compute": 0.80, "optimizer": 0.01, "bubble": 0.16, "stage_transfer": 0.03, "gradient_sync": 0.05},
     {"compute": 0.80, "optimizer": 0.01, "bubble": 0.27, "stage_transfer": 0.02},
 )
-"""Predicted seconds of five plans of one job on two nodes: from all data-parallel over the link to a pipeline over it."""
+"""Predicted seconds of five plans of one job on two nodes: from data-parallel over the link to a pipeline over it."""
 SIZES = ((1, 16, 1), (2, 8, 1), (4, 4, 1), (2, 4, 2), (4, 1, 4))
 """Their tensor, data and stage degrees."""
 

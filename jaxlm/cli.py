@@ -54,6 +54,8 @@ class Train(Common):
     """Replay a saved plan (plan.json) instead of searching."""
     cluster: Path | None = None
     """Plan with what `jaxlm probe` measured here, a YAML file; default what JAX reports."""
+    replan: bool = False
+    """Try the next best plans while training and change to one that proves faster; see train.replan."""
     from_: Annotated[str | None, arg(name="from", metavar="RUN[@STEP]")] = None
     """Start from the weights of another run, with its tokenizer; model keys left out are its own."""
     profile: Annotated[str | None, arg(metavar="START:STOP")] = None
@@ -74,7 +76,8 @@ class Train(Common):
         from jaxlm.finetune import load
         from jaxlm.trainer.profile import Steps
 
-        run = load(self.config, self.overrides(), start=self.from_, run_dir=self.run_dir, training=True)
+        overrides = [*self.overrides(), *(["--train.replan.enabled", "true"] if self.replan else [])]
+        run = load(self.config, overrides, start=self.from_, run_dir=self.run_dir, training=True)
         if self.print_config:
             print(dump(run, comments=True), end="")
             return 0

@@ -30,6 +30,15 @@ class Folder:
         return self.path / "plan.txt"
 
     @property
+    def plans(self) -> Path:
+        """The plans that `--replan` chooses among, each usable with `jaxlm train --plan`."""
+        return self.path / "plans"
+
+    @property
+    def decisions(self) -> Path:
+        return self.path / "plans.jsonl"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 

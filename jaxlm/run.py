@@ -1,5 +1,6 @@
 """The composition root of training: configuration, data, model, plan, mesh, loop and checkpoints meet here."""
 
+import dataclasses
 import hashlib
 import shlex
 import sys
@@ -29,6 +30,7 @@ from jaxlm.folder import Folder, write_json
 from jaxlm.measured import Recorder
 from jaxlm.model.attention import require_kernel, say_kernel
 from jaxlm.planned import choose_plan, predicted
+from jaxlm.replan import Replanner, reshard
 from jaxlm.runtime.distributed import start
 from jaxlm.runtime.lock import run_lock
 from jaxlm.runtime.peers import Peers
@@ -45,6 +47,7 @@ from jaxlm.trainer.state import TrainState
 from jaxlm.trainer.stop import Asked, Interrupted, StopSignal, never
 from jaxlm.trainer.tracking import WeightsAndBiases, require_tracking
 from jaxlm.tree import named_leaves
+from planners.arms import program
 from planners.explain import explain
 
 Say = Callable[[str], None]
@@ -186,24 +189,24 @@ class _Training:
         self.judge = Judge(session, corpus)
         self.tracking: WeightsAndBiases | None = None
         self.recorder = Recorder(setup)
+        self.balancer: Balancer | None = None
 
     def run(self, state: TrainState[Any], done: int) -> int:
         """Everything that is left to do of a run of which `done` steps are done; its exit code."""
         project = self.run_config.train.wandb
-        if project is None or not self.leader:
-            return self._run(state, done)
-        name, directory, config = self.run_config.name, self.folder.path, encode(self.run_config)
-        with closing(WeightsAndBiases(project, name, directory, config)) as self.tracking:
-            return self._run(state, done)
+        with ExitStack() as self.meshes:
+            if project is None or not self.leader:
+                return self._run(state, done)
+            name, directory, config = self.run_config.name, self.folder.path, encode(self.run_config)
+            with closing(WeightsAndBiases(project, name, directory, config)) as self.tracking:
+                return self._run(state, done)
 
     def _run(self, state: TrainState[Any], done: int) -> int:
-        run, plan = self.run_config, self.setup.plan
+        run = self.run_config
         loader = Loader(self.corpus.training(run.data), run.train.batch, run.data.sequence, run.data.mode, run.seed)
-        balancer = self._balancer(done)
-        if balancer is None:
-            feed = self.session.feed(loader, plan.batch.accumulation, plan.batch.microbatch)
-        else:
-            feed = self.session.shared_feed(loader, balancer.slots, balancer.sequences, balancer.now)
+        saved_facts = self.store.facts(done) if done else {}
+        self.balancer = self._balancer(saved_facts.get("shares"))
+        feed = self._feed(loader)
         step, compile_seconds = self._compile(feed[done])
         self.say(loader.describe(run.train.steps))
         progress = Progress(done, run.train.steps) if self.leader else None
@@ -211,18 +214,28 @@ class _Training:
         say = progress.say if progress else self.say
         evaluating = Evaluating(run.train.eval_every, lambda at, state: self._evaluate_between_steps(at, state, say))
         meter = Meter(self._work(loader), run.train.log_every, run.train.steps, writers)
-        report: Callable[[Finished], None] = meter
-        moving: Callable[[], dict[str, Any]] = dict
-        if balancer is not None:
-            balancer.say = say
-            report = lambda finished: meter(balancer.observe(finished))
-            moving = lambda: {"shares": balancer.to_json()}
+        replanner = self._replanner(done, saved_facts.get("replan"), compile_seconds, say)
+
+        def report(finished: Finished) -> None:
+            self.recorder(finished)
+            if self.balancer is not None:
+                self.balancer.say = say
+                finished = self.balancer.observe(finished)
+            if replanner is not None:
+                replanner.observe(finished)
+            meter(finished)
+
+        def moving() -> dict[str, Any]:
+            shares = {} if self.balancer is None else {"shares": self.balancer.to_json()}
+            return shares | (replanner.facts() if replanner is not None else {})
+
         saving = self._saving(meter.flush, moving)
         hooks: Sequence[Hook] = (saving, evaluating)
+        programs = {program(self.setup.plan): (self.session, self.judge, step)}
         began = time.monotonic()
         try:
             with self.stop.deferred(), ExitStack() as last:
-                for each in (step, progress, *writers, meter):
+                for each in (step, progress, *writers, meter, replanner):
                     if hasattr(each, "close") and each is not self.tracking:
                         last.callback(each.close)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
                 if self.setup.options.profile is not None and self.leader:
@@ -230,17 +243,27 @@ class _Training:
                     profiling.begin(done)
                     last.callback(profiling.close)
                     hooks = profiling.around(hooks)
-                outcome = run_loop(
-                    state,
-                    step=step,
-                    batches=feed.iterate(done, run.train.steps),
-                    start=done,
-                    steps=run.train.steps,
-                    tensors=list(named_leaves(self.session.abstract.model)),
-                    report=lambda finished: (self.recorder(finished), report(finished))[-1],
-                    hooks=hooks,
-                    stop=self._asked,
-                )
+                while True:
+                    with closing(feed.iterate(done, run.train.steps)) as batches:
+                        outcome = run_loop(
+                            state,
+                            step=step,
+                            batches=batches,
+                            start=done,
+                            steps=run.train.steps,
+                            tensors=list(named_leaves(self.session.abstract.model)),
+                            report=report,
+                            hooks=hooks,
+                            stop=self._asked,
+                            pause=replanner.pause if replanner is not None else lambda step: False,
+                        )
+                    if outcome.reason != "paused":
+                        break
+                    assert replanner is not None
+                    state, done = outcome.state, outcome.step
+                    if replanner.decide(done):
+                        step, feed, state, seconds = self._change(replanner, programs, loader, state, done, last)
+                        compile_seconds += seconds
                 seconds = time.monotonic() - began
                 saved = saving.finally_save(outcome.step, outcome.state)
                 asked = self.stop.agreed() if outcome.signal is None else outcome.signal
@@ -250,6 +273,61 @@ class _Training:
         if asked is not None or outcome.reason != "done":
             return self._stopped(outcome, saved, asked)
         return self.finish(outcome, {"train_seconds": seconds, "compile_seconds": compile_seconds})
+
+    def _replanner(self, done: int, saved: dict[str, Any] | None, compile_seconds: float, say: Say) -> Replanner | None:
+        """What tries other plans, where the configuration asks for it."""
+        if not self.run_config.train.replan.enabled or self.setup.cluster.count == 1:
+            return None
+        replanner = Replanner(self.setup, done, saved, say)
+        replanner.conductor.compiled(compile_seconds)
+        return replanner
+
+    def _feed(self, loader: Loader) -> Any:
+        batch = self.setup.plan.batch
+        if self.balancer is None:
+            return self.session.feed(loader, batch.accumulation, batch.microbatch)
+        return self.session.shared_feed(loader, self.balancer.slots, self.balancer.sequences, self.balancer.now)
+
+    def _change(
+        self,
+        replanner: Replanner,
+        programs: dict[str, tuple[Session, Judge, Any]],
+        loader: Loader,
+        state: TrainState[Any],
+        done: int,
+        last: ExitStack,
+    ) -> tuple[Any, Any, TrainState[Any], float]:
+        """Goes over to the plan of `replanner`: its step, its batches, the state laid out for it, and the seconds of
+        compiling. Where it does not fit, all that is as before."""
+        before, arm = (self.setup, self.session, self.judge, self.balancer, self.recorder), replanner.before
+        self.setup = dataclasses.replace(self.setup, plan=replanner.plan)
+        self.recorder = Recorder(self.setup)  # what is compared is the plan that the run ends with
+        name, seconds = program(replanner.plan), 0.0
+        shares = None if self.balancer is None else self.balancer.to_json()
+        known = programs.get(name)
+        if known is None:
+            session = Session(self.run_config, self.session.model, self.setup.how, self.setup.plan)
+            with jax.set_mesh(session.mesh):
+                self.session = session
+                self.balancer = self._balancer(shares)
+                step, seconds = self._compile(self._feed(loader)[done])
+                analysis = step.memory_analysis()
+                used = 0 if analysis is None else analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+                if replanner.refuse(used, arm):
+                    self.setup, self.session, self.judge, self.balancer, self.recorder = before
+                    name = program(self.setup.plan)
+                    return programs[name][2], self._feed(loader), state, seconds
+                programs[name] = known = (session, Judge(session, self.corpus), step)
+            if hasattr(step, "close"):
+                last.callback(step.close)
+            replanner.conductor.compiled(seconds)
+        self.session, self.judge, step = known
+        self.meshes.enter_context(jax.set_mesh(self.session.mesh))
+        self.balancer = self._balancer(shares)
+        if self.session is not before[1]:
+            state, moved = reshard(state, self.session)
+            replanner.conductor.moved(moved)
+        return step, self._feed(loader), state, seconds
 
     def _kept(self, step: int, saved: bool) -> str:
         where = f"state after step {step} saved" if saved else "nothing saved: checkpoint.enabled is false"
@@ -284,12 +362,11 @@ class _Training:
             self.say(f"step compiled in {seconds:.1f} s: {used / 2**20:,.0f} MiB per device by XLA{beside}")
         return compiled, seconds
 
-    def _balancer(self, done: int) -> Balancer | None:
+    def _balancer(self, saved: dict[str, Any] | None) -> Balancer | None:
         """What keeps the replicas' shares, where the plan has them unequal: as they were when the run was left."""
         plan = self.setup.plan
         if plan.batch.balance is None:
             return None
-        saved = self.store.facts(done).get("shares") if done else None
         return Balancer(plan, self.run_config.data.sequence, saved)
 
     def _saving(self, report: Callable[[], None], moving: Callable[[], dict[str, Any]]) -> Saving:

@@ -89,6 +89,11 @@ class Conductor:
         self.current, self.probing = decision.arm, decision.kind == "probe"
         self.seen, self.done = [], 0 if changed else self.pace.warm
 
+    def back(self, arm: int) -> None:
+        """Goes on with an arm that ran before, because the one that was decided for cannot run."""
+        self.current, self.probing = arm, False
+        self.seen, self.done = [], 0
+
     def compiled(self, seconds: float) -> None:
         """The current arm's program was compiled."""
         self.ready.add(self.programs[self.current])

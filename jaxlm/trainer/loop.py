@@ -30,7 +30,7 @@ class Hook(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How the loop ended: `done`, `signal` or `nonfinite`, after `step` finished steps."""
+    """How the loop ended: `done`, `paused`, `signal` or `nonfinite`, after `step` finished steps."""
 
     state: TrainState[Any]
     step: int
@@ -70,13 +70,15 @@ def train(
     report: Callable[[Finished], None],
     hooks: Sequence[Hook] = (),
     stop: Callable[[int], int | None] = lambda step: None,
+    pause: Callable[[int], bool] = lambda step: False,
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
     """Runs steps `start` to `steps` (counted from 0). `batches` yields the batch of step `start`, `start + 1`, ...
 
     `stop(step)` returns a signal number to end after that many steps. A step that is not finite leaves model and
     optimizer untouched (see `make_train_step`); the outcome then says so and holds the last good state. A hook may
-    give up with Interrupted, which ends the loop like a signal; the hooks after it are left out.
+    give up with Interrupted, which ends the loop like a signal; the hooks after it are left out. `pause(step)` ends it
+    after that many steps so that the caller may go on in another way.
     """
     meter = _Meter(tensors, report, clock)
     if isinstance(step, BalancedStep):
@@ -99,6 +101,9 @@ def train(
                 meter.restart()
             if asked is not None:
                 return Outcome(state, done, "signal", signal=asked)
+            if done < steps and pause(done):
+                meter.settle()
+                return Outcome(state, done, "paused")
         meter.settle()
     except NonFinite as bad:
         return Outcome(state, bad.step - 1, "nonfinite", tensors=bad.tensors)

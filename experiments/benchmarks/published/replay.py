@@ -75,7 +75,7 @@ def confidence_bound(job: Job, probes: int, seed: int, width: float = 2.0) -> li
 
 
 def by_agent(
-    job: Job, probes: int, seed: int, *, draws: int = 256, learnt: bool = True, worth: float = float('-inf')
+    job: Job, probes: int, seed: int, *, draws: int = 256, learnt: bool = True, worth: float = float("-inf")
 ) -> list[int]:
     """The agent as it runs in training, with changes of plan that cost nothing; `learnt` gives it the evidence."""
     agent = Agent(

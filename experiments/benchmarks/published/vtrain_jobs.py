@@ -74,6 +74,11 @@ def _rows(coefficients: np.ndarray, runs: Runs) -> list[dict[str, float]]:
 
 
 def _sizes(runs: Runs) -> list[tuple[float, ...]]:
-    """What makes plans alike: degrees of each kind, sequences of a microbatch, microbatches."""
+    """What makes plans alike: degrees of each kind, sequences of a microbatch, microbatches; and half as much, which is
+    what the roots do, the width and depth of the model."""
     times = runs.batch / (runs.data * runs.microbatch)
-    return [tuple(map(float, row)) for row in zip(runs.tensor, runs.data, runs.stage, runs.microbatch, times, strict=True)]
+    columns = (
+        *(runs.tensor, runs.data, runs.stage, runs.microbatch, times),
+        *(np.sqrt(runs.hidden), np.sqrt(runs.layers)),
+    )
+    return [tuple(map(float, row)) for row in zip(*columns, strict=True)]

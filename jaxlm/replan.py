@@ -1,0 +1,183 @@
+"""Tries other plans while a run trains: arms from the search, decisions of the agent, alike on every process.
+
+Every step of a probe is a step of the run: the batch of a step is the same under every plan, and so is its loss.
+"""
+
+import dataclasses
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxlm.checkpoints.processes import first_decides, first_does
+from jaxlm.folder import write_json
+from jaxlm.ledger import calibration_for
+from jaxlm.session import Session
+from jaxlm.setup import Setup
+from jaxlm.trainer.loop import Finished
+from jaxlm.trainer.metrics import JsonLines
+from jaxlm.trainer.state import TrainState
+from jaxlm.tree import from_named, named_leaves
+from planners.agent import Agent, Decision
+from planners.arms import LINKS, arm, candidates, program
+from planners.conductor import Conductor, Pace, decision_of
+from planners.plan import Plan
+from planners.search import shortlist
+
+Say = Callable[[str], None]
+
+
+class Replanner:
+    """Which plan the next steps run under.
+
+    Args:
+        setup: of the run; its plan is the one that runs now.
+        done: steps that are done.
+        saved: what `facts` said when the checkpoint was written from which the run goes on; None at its beginning.
+        say: is told of every change, and where a saved agent cannot go on.
+    """
+
+    def __init__(self, setup: Setup, done: int, saved: dict[str, Any] | None, say: Say):
+        self.setup, self.say = setup, say
+        self.config, self.folder = setup.run.train.replan, setup.folder
+        self.leader = jax.process_index() == 0
+        self.plans = self._plans(saved)
+        search, memory = setup.run.plan, setup.cluster.device.memory
+        arms = [arm(plan) for plan in self.plans]
+        # What runs already has proved that it fits, whatever is predicted of it.
+        arms[0] = dataclasses.replace(arms[0], memory=0.0)
+        agent = Agent(arms, memory * search.memory_fraction, links=LINKS)
+        kept = {each.key for each in agent.arms}
+        self.plans = tuple(plan for plan in self.plans if plan.digest in kept)
+        pace = Pace(warm=self.config.warm, steps=self.config.steps)
+        self.conductor = Conductor(agent, pace, [program(plan) for plan in self.plans])
+        if saved is not None:
+            self._resume(saved)
+        self.log = JsonLines(self.folder.decisions, keep=done) if self.leader else None
+        self.ready = self.alarm = False
+        self.recent: list[float] = []
+        self.before = self.conductor.current
+        if self.leader:
+            self.folder.plans.mkdir(exist_ok=True)
+            for plan in self.plans:
+                write_json(self.folder.plans / f"{plan.digest[:12]}.json", plan.to_json())
+
+    def _plans(self, saved: dict[str, Any] | None) -> tuple[Plan, ...]:
+        """As they were when the run was left, where that can be read; else the plan that runs and a new search."""
+        if saved is not None:
+            files = [self.folder.plans / f"{key[:12]}.json" for key in saved["agent"]["arms"]]
+            if all(first_does(lambda: [file.exists() for file in files])):
+                plans = tuple(Plan.load(file) for file in files)
+                if self.setup.plan.digest in {plan.digest for plan in plans}:
+                    return plans
+            self.say("the plans that the agent chose among are not those of this run any more: it begins anew")
+        setup, config = self.setup, self.config
+        search, cluster = setup.run.plan, setup.cluster
+        known = calibration_for(cluster, search).assumptions
+        others = shortlist(setup.workload, cluster, search, 2 * config.plans, known)
+        settings = list(itertools.product(config.gammas, config.hystereses))
+        return tuple(candidates(setup.plan, others, config.plans, settings))
+
+    def _resume(self, saved: dict[str, Any]) -> None:
+        try:
+            self.conductor.restore(saved)
+        except ValueError:
+            return
+        here = [plan.digest for plan in self.plans].index(self.setup.plan.digest)
+        if here != self.conductor.current:  # the checkpoint was written under another plan than the run was left with
+            self.conductor.current, self.conductor.probing = here, True
+
+    @property
+    def plan(self) -> Plan:
+        return self.plans[self.conductor.current]
+
+    def observe(self, finished: Finished) -> None:
+        """Takes note of the seconds of a step."""
+        self.recent = [*self.recent[-31:], finished.seconds]
+        probing = self.conductor.probing
+        if self.ready or not self.conductor.finished(finished.seconds):
+            return
+        self.ready, self.alarm = probing, not probing
+
+    def pause(self, step: int) -> bool:
+        """Whether a decision is due after this step; the same on every process. They agree at each log line."""
+        if self.ready:
+            return True
+        if jax.process_count() == 1:
+            return self.alarm
+        if step % self.setup.run.train.log_every:
+            return False
+        return first_decides(self.alarm)
+
+    def decide(self, step: int) -> bool:
+        """Decides what runs after `step`; true when that is another plan."""
+        self.before = self.conductor.current
+        before, measured = self.plan, statistics.median(self.recent) if self.recent else None
+        left = self.setup.run.train.steps - step
+        raw = first_does(lambda: dataclasses.asdict(self.conductor.decide(left)))
+        decision = decision_of(raw)
+        if not self.leader:
+            self.conductor.take(decision)
+        cause = "the machine has changed" if self.alarm else "a probe has ended"
+        self.ready, self.alarm, self.recent = False, False, []
+        self._record(step, decision, before, measured, cause)
+        return program(self.plan) != program(before) or self.plan.batch.balance != before.batch.balance
+
+    def _record(self, step: int, decision: Decision, before: Plan, measured: float | None, cause: str) -> None:
+        plan = self.plan
+        if self.log is not None:
+            predicted = plan.predicted.step_seconds if plan.predicted else None
+            self.log(
+                {
+                    "step": step,
+                    "event": f"plan.{decision.kind}",
+                    "cause": cause,
+                    "plan": plan.digest,
+                    "summary": plan.summary(),
+                    "reason": decision.reason,
+                    "predicted_seconds": predicted,
+                    "expected_seconds": decision.seconds,
+                    "expected_spread": decision.spread,
+                    "expected_gain_seconds": decision.gain,
+                    "before": before.digest,
+                    "measured_seconds_before": measured,
+                }
+            )
+            if decision.kind != "probe":
+                write_json(self.folder.plan, plan.to_json())
+        if decision.kind != "keep":
+            self.say(f"after step {step} the agent {decision.kind}s {plan.summary()}: {decision.reason}")
+
+    def refuse(self, used: float, before: int) -> bool:
+        """Whether the compiled plan does not fit by the compiler's count of `used` bytes per device: it is then left
+        for good, and arm `before` runs on."""
+        device, conductor = self.setup.cluster.device, self.conductor
+        if used + device.overhead <= device.memory * self.setup.run.plan.memory_fraction:
+            return False
+        self.say(f"{self.plan.summary()} does not fit: XLA counts {used / 2**30:.2f} GiB; the agent leaves it for good")
+        conductor.agent.refuse(conductor.current)
+        conductor.back(before)
+        return True
+
+    def facts(self) -> dict[str, Any]:
+        """For the checkpoint: the plan that runs and all that the agent knows, as JSON."""
+        return {"plan": self.plan.digest, "replan": json.loads(json.dumps(self.conductor.to_json()))}
+
+    def close(self) -> None:
+        if self.log is not None:
+            self.log.close()
+
+
+def reshard(state: TrainState[Any], session: Session) -> tuple[TrainState[Any], float]:
+    """The state laid out as another session's plan says, bit for bit, tensor by tensor; and how long it took."""
+    began = time.monotonic()
+    named, places = named_leaves(state), named_leaves(session.places)
+    moved = {}
+    for name in list(named):
+        moved[name] = jax.device_put(named.pop(name), places[name])
+    after = jax.block_until_ready(from_named(session.abstract, moved))
+    return after, time.monotonic() - began
