@@ -50,6 +50,7 @@ class Outcome:
         delay: steps from the change of the link to the alarm; None where none came.
         planned: steps from the change of the link to the plan that was kept from then on.
         flaps: times a plan was adopted that had been left since the last change of the machine.
+        felt: how much slower the change made the plan that ran then.
         regret: what the plan at the end loses against the best one then, and `stayed` what the one before would.
     """
 
@@ -59,6 +60,7 @@ class Outcome:
     delay: int | None
     planned: int | None
     flaps: int
+    felt: float
     regret: float
     stayed: float
 
@@ -89,7 +91,10 @@ def simulate(
     delay = planned = None
     left_since: set[int] = set()
     steady = plan_before = None
+    felt = 0.0
     for step in range(steps):
+        if step == change:
+            felt = after[conductor.current] / before[conductor.current] - 1.0
         seconds = (before if step < limit else after)[conductor.current] * math.exp(deviations[step])
         watched = not conductor.probing
         quiet += watched and step < limit
@@ -120,6 +125,7 @@ def simulate(
         delay=delay,
         planned=planned,
         flaps=flaps,
+        felt=felt,
         regret=final[end] / min(final) - 1.0,
         stayed=stayed,
     )

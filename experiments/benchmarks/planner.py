@@ -26,7 +26,7 @@ from experiments.entry import main
 from experiments.report import Report, Row
 from jaxlm.decode import ConfigError
 
-SECTIONS = ("vtrain", "megatron", "alephalpha", "jax_gpu", "sailor")
+SECTIONS = ("vtrain", "megatron", "alephalpha", "jax_gpu", "sailor", "agent")
 """Modules of experiments.benchmarks.published that judge one family of files each, by `verdicts(source, seed)`."""
 
 

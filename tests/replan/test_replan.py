@@ -8,7 +8,7 @@ import pytest
 from tests.cli.programs import finish, losses, records, signal_at, start, write_config
 from tests.multihost.test_two_processes import free_port
 
-EXACT = ["--optim.lr", "1e-3", "--model.dropout", "0.0", "--train.steps", "40", "--checkpoint.every_steps", "5"]
+EXACT = ["--optim.lr", "1e-3", "--model.dropout", "0.0", "--train.steps", "24", "--checkpoint.every_steps", "5"]
 REPLAN = ["--replan", "--train.replan.plans", "3", "--train.replan.steps", "2", "--train.replan.warm", "1"]
 
 RESTLESS = """
@@ -31,7 +31,7 @@ main()
 def undisturbed(tmp_path_factory):
     home = tmp_path_factory.mktemp("replan")
     config = write_config(home)
-    finish(start(["train", config, "--run-dir", home / "undisturbed", *EXACT], home=home, devices=8), seconds=600)
+    finish(start(["train", config, "--run-dir", home / "undisturbed", *EXACT], home=home, devices=1), seconds=600)
     return home, config, losses(home / "undisturbed")
 
 
@@ -45,7 +45,7 @@ def test_a_run_that_changes_its_plan_every_few_steps_and_is_killed_gives_the_los
     home, config, want = undisturbed
     run, command = home / "replanned", ["train", config, "--run-dir", home / "replanned", *EXACT, *REPLAN]
     process = start(command, home=home, devices=8, program=["-c", RESTLESS])
-    signal_at(process, run / "metrics.jsonl", 17, signal.SIGKILL)
+    signal_at(process, run / "metrics.jsonl", 11, signal.SIGKILL)
     finish(process, -signal.SIGKILL)
     output = finish(start(command, home=home, devices=8, program=["-c", RESTLESS]), seconds=600)
     assert "resuming" in output
