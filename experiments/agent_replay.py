@@ -1,8 +1,8 @@
 """Does the learning agent find the fastest plan in fewer probes, and does it notice when a link slows down?
 
 Question: after k probes, how much slower than the best is the plan found, beside predicted order, epsilon-greedy, UCB
-          and chance? And when a link halves its bandwidth: how many steps pass until the run is planned again, how often
-          is there a false alarm, does it ever flap?
+          and chance? And when a link halves its bandwidth: how many steps pass until the run is planned again, how
+          often is there a false alarm, does it ever flap?
 Cost:     about three minutes on one core; nothing is trained.
 Run:      python -m experiments.agent_replay [--groundtruth DIR]
 """
