@@ -27,7 +27,6 @@ from jaxlm.ledger import constants, memory_for, memory_path
 from jaxlm.model.generate import plain
 from jaxlm.model.latency import latency
 from jaxlm.model.transformer import Transformer
-from jaxlm.planned import calibrated_plan
 from jaxlm.runtime.aot import CHIPS, chip_name
 from jaxlm.runtime.distributed import Job, start
 from jaxlm.session import (
@@ -47,10 +46,10 @@ from planners.topology import Cluster
 from planners.verify import Checked, learn_memory, verify
 
 
-def make_plan(run: Run, cluster_name: str | None) -> tuple[Plan, Cluster]:
-    """The plan for this machine, or for a cluster by preset name or file."""
+def described(run: Run, cluster_name: str | None) -> tuple[Workload, Cluster]:
+    """What a run asks of this machine, or of a cluster by preset name or file."""
     cluster = load_cluster(cluster_name) if cluster_name else local_machine()
-    return calibrated_plan(run, _workload(run, cluster, here=cluster_name is None), cluster), cluster
+    return _workload(run, cluster, here=cluster_name is None), cluster
 
 
 def verify_plan(

@@ -7,7 +7,7 @@ from jaxlm.config import Run
 from jaxlm.folder import Folder
 from jaxlm.ledger import constants
 from planners.plan import Plan, Workload
-from planners.search import check
+from planners.search import beyond, check
 from planners.search import plan as search_plan
 from planners.topology import Cluster
 
@@ -25,7 +25,9 @@ def choose_plan(
         if plan.devices == cluster.count:
             check(plan, workload, cluster)
             return plan, "as this run was started"
-    return calibrated_plan(run, workload, cluster), "searched for the devices found"
+    plan = calibrated_plan(run, workload, cluster)
+    better = beyond(plan, workload, cluster, run.plan, constants(cluster, workload, run.plan)[0])
+    return plan, "searched for the devices found" + (f"; {better}" if better else "")
 
 
 def calibrated_plan(run: Run, workload: Workload, cluster: Cluster) -> Plan:

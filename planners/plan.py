@@ -105,6 +105,15 @@ class Workload:
         if self.batch < 1 or self.sequence < 1 or self.layers < 1:
             raise ValueError(f"workload {self.name}: batch, sequence and layers must be positive")
 
+    def save(self, path: Path) -> None:
+        """Writes the JSON form, from which a machine without the model can plan."""
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+    @staticmethod
+    def load(path: Path) -> "Workload":
+        """Raises PlanError when the file is missing, is no JSON or is no workload."""
+        return _load(path, Workload, "workload")
+
     @property
     def parameter_count(self) -> int:
         return sum(t.size for t in self.parameters)
@@ -402,14 +411,18 @@ class Plan:
     @staticmethod
     def load(path: Path) -> "Plan":
         """Raises PlanError when the file is missing, is no JSON or is no plan."""
-        try:
-            return structure(json.loads(path.read_text()), Plan)
-        except FileNotFoundError:
-            raise PlanError(f"plan file {path} does not exist") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise PlanError(f"plan file {path} is not JSON: {error}") from None
-        except PlanError as error:
-            raise PlanError(f"plan file {path}: {error}") from None
+        return _load(path, Plan, "plan")
+
+
+def _load(path: Path, kind: type[Any], name: str) -> Any:
+    try:
+        return structure(json.loads(path.read_text()), kind)
+    except FileNotFoundError:
+        raise PlanError(f"{name} file {path} does not exist") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PlanError(f"{name} file {path} is not JSON: {error}") from None
+    except PlanError as error:
+        raise PlanError(f"{name} file {path}: {error}") from None
 
 
 def _describe(segment: Segment) -> str:

@@ -8,15 +8,17 @@ from planners.plan import MESH_AXES
 from planners.topology import Cluster
 
 
-def ranked(choices: Choices, cluster: Cluster, assumptions: Assumptions) -> np.ndarray:
+def ranked(choices: Choices, cluster: Cluster, assumptions: Assumptions, score: np.ndarray | None = None) -> np.ndarray:
     """Rows of the choices that fit, best first.
 
     Ties with the fastest go to the simplest: fewest mesh axes and splits, then fewest microbatches. On a CPU host,
-    whose devices share cores and memory, splitting the batch comes before any other split.
+    whose devices share cores and memory, splitting the batch comes before any other split. `score` takes the place of
+    the step's seconds.
     """
     rows = np.flatnonzero(choices.fits)
     at, sizes = choices.candidates, choices.candidates.sizes
-    seconds, memory = choices.prices.step_seconds, choices.prices.memory_bytes
+    seconds = choices.prices.step_seconds if score is None else score
+    memory = choices.prices.memory_bytes
     last = [sizes[axis] for axis in ("tensor", "fsdp", "stage", "context")] if cluster.shared else []
     least = np.ones(len(rows), bool)
     for size in last:

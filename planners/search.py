@@ -9,6 +9,7 @@ from planners.explain import gib
 from planners.layout import EXECUTABLE, check_executable, indivisible, rules
 from planners.meshes import say_indivisible
 from planners.ordering import ordered
+from planners.paper_cost import Eq1
 from planners.plan import (
     MESH_AXES,
     Batch,
@@ -34,15 +35,18 @@ def plan(
     search: Search,
     assumptions: Assumptions | None = None,
     axes: Sequence[str] = EXECUTABLE,
+    objective: Eq1 | None = None,
 ) -> Plan:
     """The fastest plan that fits, by prediction; among predicted ties the simplest.
 
     On a CPU host, whose devices share cores and memory, splitting the batch comes before any other split. `axes` are
-    the mesh axes that are searched: by default those that the trainer executes.
+    the mesh axes that are searched: by default those that the trainer executes. The objective is step time times steps
+    to the target; the second factor is the same for all plans, since none changes what is computed, so step time
+    decides. `objective` is eq. 1 as printed instead.
     Raises PlanError when nothing divides (naming the numbers) or nothing fits (with a memory table and what
     would fit).
     """
-    return shortlist(workload, cluster, search, 1, assumptions, axes)[0]
+    return shortlist(workload, cluster, search, 1, assumptions, axes, objective)[0]
 
 
 def shortlist(
@@ -52,16 +56,19 @@ def shortlist(
     count: int,
     assumptions: Assumptions | None = None,
     axes: Sequence[str] = EXECUTABLE,
+    objective: Eq1 | None = None,
 ) -> tuple[Plan, ...]:
     """The plan that `plan` finds, then the next best of each other mesh and remat: at most `count` of them."""
     assumptions = assumptions or Assumptions()
     choices = priced_choices(workload, cluster, search, assumptions, axes)
     if not choices.fits.any():
         raise PlanError(refusal(workload, cluster, search, assumptions, choices, axes))
-    order = ranked(choices, cluster, assumptions)
+    at = choices.candidates
+    score = None if objective is None else objective(at, cluster, choices.prices.step_seconds)
+    order = ranked(choices, cluster, assumptions, score)
     best = dataclasses.replace(
         _made(choices[order[0]], workload, search),
-        assumptions=_record(workload, cluster, search, assumptions),
+        assumptions=_record(workload, cluster, search, assumptions, objective),
         alternatives=alternatives(choices, order, workload, cluster, assumptions),
     )
     others = distinct(choices, order, count)[1:]
@@ -156,7 +163,9 @@ def check(plan: Plan, workload: Workload, cluster: Cluster) -> None:
         raise PlanError(f"loss_chunks={plan.compile.loss_chunks} does not divide sequence={workload.sequence}")
 
 
-def _record(workload: Workload, cluster: Cluster, search: Search, assumptions: Assumptions) -> dict[str, str]:
+def _record(
+    workload: Workload, cluster: Cluster, search: Search, assumptions: Assumptions, objective: Eq1 | None
+) -> dict[str, str]:
     device = cluster.device
     dtype = workload.compute_dtype
     nominal = f"{device.nominal:.4g} FLOP/s nominal, for ranking only: no {dtype} peak is known"
@@ -166,6 +175,9 @@ def _record(workload: Workload, cluster: Cluster, search: Search, assumptions: A
         "memory": f"{gib(device.memory)} per device",
         "memory_fraction": f"{search.memory_fraction:g}",
         "attention": workload.kernel,
+        "objective": "step time, times a number of steps that no plan changes"
+        if objective is None
+        else f"eq. 1 as printed: {objective}",
         **{
             f"link {tier.name}": f"{tier.bandwidth / 1e9:.4g} GB/s per device, "
             f"{tier.latency * 1e6:.1f} us per call + {tier.doubling * 1e6:.1f} us per doubling"

@@ -7,7 +7,8 @@ import pytest
 
 from jaxlm.config import Run, build, load
 from jaxlm.decode import ConfigError, docs, dump, parse
-from jaxlm.inspect import make_plan
+from jaxlm.inspect import described
+from planners.search import plan as search_plan
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 GIVEN = {
@@ -24,7 +25,8 @@ def test_there_are_configurations():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_shipped_configuration_plans_for_8_h100_and_survives_printing(path):
     run = load(path, GIVEN.get(path.stem, []))
-    plan, cluster = make_plan(run, "h100x8")
+    workload, cluster = described(run, "h100x8")
+    plan = search_plan(workload, cluster, run.plan)
     assert plan.devices == cluster.count == 8
     assert plan.predicted is not None
     assert plan.predicted.memory_bytes < cluster.device.memory
