@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments.entry import main
 from experiments.report import Report, Row
-from experiments.runs import Sections, run_of, sections, trained
+from experiments.runs import run_of, sections, trained
 from planners.assumptions import Assumptions
 from planners.ledger import Entry, predict
 from planners.plan import structure
@@ -33,7 +33,7 @@ class Config:
         variants: name -> sections laid over it.
     """
 
-    run: str | Sections = dataclasses.field(default_factory=dict)
+    run: Any = dataclasses.field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
