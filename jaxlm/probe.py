@@ -4,12 +4,13 @@ import dataclasses
 import datetime
 import functools
 import importlib.metadata
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import jax
 
@@ -38,6 +39,8 @@ from planners.link_table import COLLECTIVES, Timing, fitted
 from planners.plan import PlanError
 from planners.topology import Cluster, Device, Link
 
+C = TypeVar("C")
+
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 SIDES = tuple(2**n for n in range(6, 15))
 """Sides of the square matrices: 64 to 16,384."""
@@ -48,7 +51,7 @@ PASSES = tuple(2**n for n in range(18, 31, 2))
 MESSAGES = tuple(2**n for n in range(10, 31))
 """Bytes of a collective, of which every second is measured: 1 KiB to 1 GiB."""
 
-LEAST = 2
+LEAST = 3
 """Sizes of a group that are measured even when the time budget is spent."""
 
 SHARE = 1 / 16
@@ -157,39 +160,52 @@ class _Probe:
         cluster = dataclasses.replace(self.known, name="probed", device=device, tiers=tiers)
         return Measured(cluster, tuple(self.left_out))
 
-    def _group(self, what: str, cases: Sequence[tuple[int, Callable[[], Program]]]) -> list[tuple[int, Spread]]:
-        """Times a group of programs, smallest first, in its part of the time that is left.
+    def _group(
+        self, what: str, cases: Sequence[tuple[int, Callable[[], Program]]], *, power: int = 1
+    ) -> list[tuple[int, Spread]]:
+        """Times a group of programs in its part of the time that is left: far apart first, then what lies between.
 
-        At least `LEAST` sizes are measured whatever they take: one cannot tell a latency from a bandwidth.
+        At least `LEAST` sizes are measured whatever they take: one cannot tell a latency from a bandwidth. A program
+        takes time in proportion to its size to the `power`, at most.
         """
         began = self.progress.spent
         budget = agreed(max(self.extent.seconds - began, 0.0) / self.groups)
         self.groups -= 1
         left = lambda: budget - (self.progress.spent - began)
-        meter, kept = Meter(budget), list[tuple[int, Prepared]]()
-        for number, (key, build) in enumerate(cases):
+        meter, kept = Meter(budget), dict[int, Prepared]()
+        refused = math.inf
+        for key, build in far_apart(cases):
+            largest = max(kept, default=0)
+            if key > refused:
+                continue
+            if len(kept) >= LEAST:
+                # What is larger than all before takes more by its size; anything else no more than the largest does.
+                next_one = kept[largest].seconds * max(key / largest, 1.0) ** power
+                turn = sum(one.seconds for one in kept.values()) + next_one
+                if agreed(5 * turn - left()) > 0:  # five turns of all must fit
+                    if key < largest:
+                        break
+                    refused = key
+                    continue
             try:
-                kept.append((key, meter.prepare(build())))
+                kept[key] = meter.prepare(build())
             except (jax.errors.JaxRuntimeError, TypeError, NotImplementedError) as error:
                 reason = str(error).strip().splitlines()
-                self.left_out.append(f"{what}, {key}: {reason[0][:160] if reason else type(error).__name__}")
+                self.left_out.append(f"{what}, {key:,}: {reason[0][:160] if reason else type(error).__name__}")
                 break
-            self.progress.say(f"{what}: prepared", number + 1, len(cases))
-            # The next program is larger, four times at least for most; five turns of all must still fit.
-            turn = sum(one.seconds for _, one in kept) + 4 * kept[-1][1].seconds
-            if LEAST <= number + 1 < len(cases) and agreed(5 * turn - left()) > 0:
-                self.left_out.append(f"{what} beyond {key:,}: the time budget")
-                break
+            self.progress.say(f"{what}: prepared", len(kept), len(cases))
         if not kept:
             return []
+        if refused < math.inf:
+            self.left_out.append(f"{what} beyond {max(kept):,}: the time budget")
         meter.budget = max(agreed(left()), 0.0)
         tick = lambda turn, turns: self.progress.say(f"{what}: turn", turn, turns)
-        spreads = meter.spreads([one for _, one in kept], tick)
-        return [(key, spread) for (key, _), spread in zip(kept, spreads, strict=True)]
+        found = dict(zip(kept, meter.spreads(list(kept.values()), tick), strict=True))
+        return sorted(found.items())
 
     def _products(self, dtype: str) -> tuple[Product, ...]:
         sides = [n for n in SIDES if n <= self.extent.side and 4 * n * n <= self.known.device.memory * SHARE]
-        found = self._group(f"products {dtype}", [(n, functools.partial(product, n, dtype)) for n in sides])
+        found = self._group(f"products {dtype}", [(n, functools.partial(product, n, dtype)) for n in sides], power=3)
         return tuple(Product(flops=2.0 * n**3, seconds=s.seconds, noise=round(s.noise, 4)) for n, s in found)
 
     def _copies(self) -> tuple[Copy, ...]:
@@ -223,6 +239,11 @@ class _Probe:
             doubling=doubling,
             measured=rows,
         )
+
+
+def far_apart(cases: Sequence[C]) -> list[C]:
+    """Every third of the cases, smallest first, then those between them."""
+    return [*cases[::3], *(case for i, case in enumerate(cases) if i % 3)]
 
 
 def probe(job: Job, extent: Extent, out: Path | None, compare: Path | None) -> tuple[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ import jax
 import pytest
 import yaml
 
-from jaxlm.probe import Extent, measure, summary
+from jaxlm.probe import Extent, far_apart, measure, summary
 from jaxlm.runtime.measure import Level, Meter, Prepared, Program, bytes_of, levels
 from planners.cluster_file import load_cluster
 from planners.comm import group
@@ -50,6 +50,10 @@ def test_turns_are_fewer_when_the_budget_is_small_and_never_below_five():
 def test_sizes_are_whole_numbers_on_every_rank():
     assert bytes_of(3, 1000) == 996
     assert bytes_of(8, 1) == 32
+
+
+def test_sizes_far_apart_come_first_so_that_a_short_probe_spans_them():
+    assert far_apart([1, 2, 3, 4, 5, 6, 7, 8]) == [1, 4, 7, 2, 3, 5, 6, 8]
 
 
 @pytest.fixture(scope="module")
