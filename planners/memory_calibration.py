@@ -5,6 +5,8 @@ orders alike for all plans of one model. So a few steps are compiled, and the ha
 
     calibration = calibrate([observe(workload, candidates, temporaries), ...], jaxlib="0.10.2")
     memory(..., habits=calibration.habits)
+
+Habits that differ from mesh to mesh are learned for one plan alone, from two compiles with few layers: `by_layers`.
 """
 
 import itertools
@@ -98,6 +100,33 @@ def calibrate(measured: Sequence[Observation], *, jaxlib: str) -> MemoryCalibrat
         habits[remat] = _best(seen)
         errors += [abs(each.predicted(habits[remat]) / each.temporaries - 1) for each in seen]
     return MemoryCalibration(jaxlib=jaxlib, habits=habits, compiled=len(measured), error=max(errors))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """Bytes of temporaries beyond what is believed, of one plan: `intercept + slope x layers`."""
+
+    slope: float
+    intercept: float
+
+    def predicted(self, workload: Workload, candidate: Candidates) -> float:
+        """Bytes of temporaries of the same plan for a model with as many layers as `workload` has."""
+        believed = observe(workload, candidate, 1.0).predicted(Habits())
+        return believed + self.intercept + self.slope * workload.layers
+
+
+def by_layers(first: Observation, second: Observation) -> Line:
+    """What two compiles of one plan with different, few layers teach about it with all of its layers.
+
+    Depth changes neither the time of a compile nor the order of a scanned program, so the same habits show; every
+    policy of a model that is cut into segments has its own slope and intercept. Raises ValueError for equal depths.
+    """
+    few, many = first.workload.layers, second.workload.layers
+    if few == many:
+        raise ValueError(f"two compiles of {few} layers each: they must differ in depth")
+    gaps = [each.temporaries - each.predicted(Habits()) for each in (first, second)]
+    slope = (gaps[1] - gaps[0]) / (many - few)
+    return Line(slope=slope, intercept=gaps[0] - slope * few)
 
 
 def _best(seen: Sequence[Observation]) -> Habits:

@@ -69,7 +69,9 @@ def phases(
     carry = sequences * step.carry / split
     kept = sequences * (step.activations - step.whole * (1 - 1 / split))
     wide, logits, head = sequences * step.largest, sequences * step.logits, step.vocabulary
-    one = (((axes == 1) & ~replicated) | ((axes == 0) & ~none)) & ~chunked
+    # Zeros that the embedding's gradient is added to: early or late as XLA likes where fsdp alone splits weights, on
+    # one device under rematerialisation, and over tensor alone; early is believed, for that is the safe side.
+    zeros = np.where(fsdp, tensor == 1, np.where(replicated, False, (tensor > 1) | ~none)) & ~chunked
     always: Phase = {
         "activations": workload.layers * np.where(none, kept, carry),
         "cast_weights": np.where(none & step.casts, step.cast_layers, 0),
@@ -77,7 +79,7 @@ def phases(
         "gradient_accumulator": np.where(accumulates, step.accumulator, 0),
         "turned_weights": np.where(fsdp & (accumulates | ~none), step.turned_layers, 0)
         + np.where(fsdp & accumulates, step.turned_others, 0),
-        "embedding_gradient": np.where(one, head * early, 0),
+        "embedding_gradient": np.where(zeros, head * early, 0),
         "attention_scratch": sequences * step.scratch,
     }
     loss: Phase = {

@@ -7,7 +7,7 @@ import workloads
 
 from planners.candidates import Candidates
 from planners.footprint import footprint
-from planners.memory_calibration import MemoryCalibration, Observation, calibrate, observe
+from planners.memory_calibration import MemoryCalibration, Observation, by_layers, calibrate, observe
 from planners.memory_phases import Habits, phases, temporaries
 from planners.plan import PlanError, Workload
 
@@ -22,18 +22,18 @@ def seen(habits: Habits, remat: int, factor: float = 1.0, work: Workload = WORK,
     return observe(work, candidate, factor * float(bytes_))
 
 
-@pytest.mark.parametrize("remat", [0, 1])
-def test_habits_explain_what_was_compiled_better_than_what_was_believed(remat: int) -> None:
-    habits = Habits(early=0.0, kept="head", block=1.2)
-    compiled = [seen(habits, remat, **sizes) for sizes in ({"fsdp": 64}, {"fsdp": 16}, {"data": 8, "fsdp": 8})]
+def test_habits_explain_what_was_compiled_better_than_what_was_believed() -> None:
+    """Under full rematerialisation, where a block in flight weighs enough to be told from scatter."""
+    habits = Habits(early=0.0, block=1.4)
+    compiled = [seen(habits, 1, fsdp=64), seen(habits, 1, fsdp=16), seen(habits, 1, data=8, fsdp=8)]
     made = calibrate(compiled, jaxlib="1")
-    name = ("none", "full")[remat]
-    assert set(made.habits) == {name}
+    assert set(made.habits) == {"full"}
     before, after = (
-        sum((each.predicted(h) / each.temporaries - 1) ** 2 for each in compiled) for h in (Habits(), made.habits[name])
+        sum((each.predicted(h) / each.temporaries - 1) ** 2 for each in compiled)
+        for h in (Habits(), made.habits["full"])
     )
     assert after < before
-    assert made.error < 0.02
+    assert made.error < 0.03
 
 
 def test_two_steps_of_each_policy_are_enough_to_scale_a_block() -> None:
@@ -67,6 +67,23 @@ def test_calibration_survives_the_file_and_belongs_to_one_compiler(tmp_path: Pat
     (tmp_path / "memory.json").write_text("{")
     with pytest.raises(PlanError, match="is not JSON"):
         MemoryCalibration.load(tmp_path / "memory.json", "0.10.2")
+
+
+def test_two_compiles_of_few_layers_tell_all_layers() -> None:
+    """Habits that no rule knows, shown by two shallow models of one plan, are those of the deep one."""
+
+    def model(layers: int) -> Workload:
+        return workloads.llama(
+            "m", layers=layers, embed=1024, heads=16, mlp=4096, vocab=128256, batch=64, sequence=2048
+        )
+
+    habits = Habits(early=0.0, kept="head", block=1.3)
+    line = by_layers(*(seen(habits, 1, 1.0, model(layers), fsdp=16) for layers in (4, 8)))
+    deep = seen(habits, 1, 1.0, model(48), fsdp=16)
+    assert line.predicted(deep.workload, deep.candidate) == pytest.approx(deep.temporaries, rel=1e-3)
+    assert deep.predicted(Habits()) != pytest.approx(deep.temporaries, rel=1e-2)
+    with pytest.raises(ValueError, match="must differ in depth"):
+        by_layers(deep, deep)
 
 
 def test_an_observation_is_one_plan() -> None:
