@@ -5,26 +5,30 @@ import signal
 import numpy as np
 import pytest
 
-from tests.cli.programs import finish, losses, records, signal_at, start, write_config
+from tests.cli.programs import finish, losses, records, start, write_config
 from tests.multihost.test_two_processes import free_port
 
-EXACT = ["--optim.lr", "1e-3", "--model.dropout", "0.0", "--train.steps", "24", "--checkpoint.every_steps", "5"]
+EXACT = ["--optim.lr", "1e-3", "--model.dropout", "0.0", "--train.steps", "24", "--checkpoint.every_steps", "4"]
 REPLAN = ["--replan", "--train.replan.plans", "3", "--train.replan.steps", "2", "--train.replan.warm", "1"]
 
-RESTLESS = """
+PROBES = """
+import os, signal
 from planners.agent import Agent, Decision
 from planners.conductor import Conductor
 from jaxlm.cli import main
 
 def decide(self, current, left, switch, back, steps):
     self.decisions += 1
+    if self.decisions == KILLED:
+        os.kill(os.getpid(), signal.SIGKILL)
     arm = self.decisions % len(self.arms)
     return Decision(arm=arm, kind="probe", reason="as the test says", seconds=1.0, spread=0.1, gain=1.0)
 
 Agent.decide = decide
 main()
 """
-"""The agent, but it probes one plan after the other and never stays."""
+"""The agent, but it probes one plan after the other and never stays; the process dies at decision KILLED."""
+RESTLESS, DYING = f"KILLED = 0\n{PROBES}", f"KILLED = 3\n{PROBES}"
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +48,8 @@ def same(run, want):
 def test_a_run_that_changes_its_plan_every_few_steps_and_is_killed_gives_the_losses_of_one_that_does_not(undisturbed):
     home, config, want = undisturbed
     run, command = home / "replanned", ["train", config, "--run-dir", home / "replanned", *EXACT, *REPLAN]
-    process = start(command, home=home, devices=8, program=["-c", RESTLESS])
-    signal_at(process, run / "metrics.jsonl", 11, signal.SIGKILL)
-    finish(process, -signal.SIGKILL)
+    process = start(command, home=home, devices=8, program=["-c", DYING])
+    finish(process, -signal.SIGKILL, seconds=600)
     output = finish(start(command, home=home, devices=8, program=["-c", RESTLESS]), seconds=600)
     assert "resuming" in output
     same(run, want)

@@ -3,6 +3,8 @@
 Files: vtrain_single.csv and vtrain_multi.csv (MIT, VIA-Research/vTrain).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from experiments.benchmarks.published.judge import Verdict
@@ -18,10 +20,13 @@ MANY = 10
 SEEDS = 20
 
 
-def verdicts(source: Source, seed: int) -> list[Verdict]:
+FILES = ("vtrain_single", "vtrain_multi")
+
+
+def verdicts(source: Source, seed: int, files: Sequence[str] = FILES) -> list[Verdict]:
     """Regret after each number of probes, for all jobs and for those with many plans; empty without the files."""
     found = []
-    for name in ("vtrain_single", "vtrain_multi"):
+    for name in files:
         held = list(folds(source, name))
         if held:
             found += _verdicts(name, held, seed)

@@ -4,13 +4,15 @@ The agent's prior is a predictor that never saw the model at hand; what it learn
 rows of those models alone.
 """
 
+import copy
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from planners.agent import Agent, Arm, Habits
-from planners.belief import Belief, Evidence, Uncertainty
+from planners.belief import Evidence
 
 HORIZON = 100_000
 """Steps that are left when the replay begins: enough for every probe worth making to pay."""
@@ -64,7 +66,7 @@ def epsilon_greedy(job: Job, probes: int, seed: int, epsilon: float = 0.1) -> li
 
 def confidence_bound(job: Job, probes: int, seed: int, width: float = 2.0) -> list[int]:
     """UCB on tokens/s: the arm whose log seconds may be lowest, by the same belief as the agent's."""
-    belief, tried = _belief(job), []
+    belief, tried = copy.deepcopy(_agent(job, True).belief), []
     while len(tried) < min(probes, len(job.arms)):
         mean, spread = belief.log_seconds()
         bound = mean - width * spread
@@ -78,14 +80,8 @@ def by_agent(
     job: Job, probes: int, seed: int, *, draws: int = 256, learnt: bool = True, worth: float = float("-inf")
 ) -> list[int]:
     """The agent as it runs in training, with changes of plan that cost nothing; `learnt` gives it the evidence."""
-    agent = Agent(
-        job.arms,
-        float("inf"),
-        links=job.links,
-        evidence=job.evidence if learnt else (),
-        habits=Habits(draws=draws, seed=seed, noise=EXACT, steady=EXACT, worth=worth),
-        uncertainty=uncertainty(),
-    )
+    agent = copy.deepcopy(_agent(job, learnt))
+    agent.habits = Habits(draws=draws, seed=seed, noise=EXACT, steady=EXACT, worth=worth)
     current = agent.best()
     tried = [current]
     agent.observe(current, [job.seconds[current]])
@@ -101,19 +97,10 @@ def by_agent(
     return tried
 
 
-def uncertainty() -> Uncertainty:
-    """As in training."""
-    return Uncertainty()
-
-
-def _belief(job: Job) -> Belief:
-    return Belief(
-        [arm.parts for arm in job.arms],
-        [arm.sizes for arm in job.arms],
-        links=job.links,
-        evidence=job.evidence,
-        uncertainty=uncertainty(),
-    )
+@functools.cache
+def _agent(job: Job, learnt: bool) -> Agent:
+    """An agent that has tried nothing yet, its spreads as in training; copied for each policy and seed."""
+    return Agent(job.arms, float("inf"), links=job.links, evidence=job.evidence if learnt else ())
 
 
 def thompson(job: Job, probes: int, seed: int) -> list[int]:
