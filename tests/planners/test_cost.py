@@ -1,21 +1,26 @@
 """Seconds: collectives follow the ring formulas, and a step costs what its parts cost."""
 
+import dataclasses
 import math
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import workloads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planners import cost
 from planners.assumptions import Assumptions
+from planners.candidates import Candidates
 from planners.comm import group
-from planners.compute import efficiency
+from planners.compute import efficiency, product_seconds
 from planners.explain import explain
-from planners.plan import MESH_AXES, Search
+from planners.plan import MESH_AXES, Search, Workload
 from planners.presets import nodes
 from planners.search import plan, price
+from planners.topology import Cluster
 
 
 def mesh(**sizes: int) -> dict[str, int]:
@@ -119,3 +124,76 @@ def test_planning_needs_no_jax() -> None:
         "sys.exit(str(bad) if bad else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def seconds_of(cluster: Cluster, work: Workload, **changes: Any) -> dict[str, float]:
+    """Parts of the predicted seconds of one choice, axes included that the trainer cannot execute yet."""
+    sizes = {axis: changes.pop(axis, 1) for axis in MESH_AXES}
+    candidates = Candidates.of(sizes, **changes)
+    parts = cost.price(work, cluster, candidates, assumptions=Assumptions()).seconds
+    return {name: float(value[0]) for name, value in parts.items()}
+
+
+def test_a_product_takes_whole_waves_of_tiles() -> None:
+    """110 tiles on 108 multiprocessors take far longer than 108 (NVIDIA's matrix multiplication guide)."""
+    device, a = nodes("A100-80", 1).device, Assumptions(launch=0.0, wave_share=1.0)
+    full = float(product_seconds(256 * 9, 128 * 12, 8192, device, "bfloat16", a))
+    over = float(product_seconds(256 * 10, 128 * 11, 8192, device, "bfloat16", a))
+    assert full == pytest.approx(2 * 256 * 9 * 128 * 12 * 8192 / (312e12 * a.matmul_efficiency), rel=0.02)
+    assert over > 1.4 * full
+
+
+def test_small_products_are_bound_by_memory_and_launch() -> None:
+    device, a = nodes("A100-80", 1).device, Assumptions()
+    seconds = float(product_seconds(1, 8192, 8192, device, "bfloat16", a))
+    assert seconds >= 2 * 8192 * 8192 / (device.bandwidth * a.memory_efficiency)
+    assert float(product_seconds(1, 1, 1, device, "bfloat16", a)) >= a.launch
+
+
+def test_the_bubble_shrinks_with_microbatches_and_interleaving() -> None:
+    """(p - 1) / (v m) of the step (planners.md 3.6)."""
+    cluster, work = nodes("A100-80", 8), workloads.llama_7b(64)
+    few = seconds_of(cluster, work, stage=8, microbatch=8)
+    many = seconds_of(cluster, work, stage=8, microbatch=1)
+    chunked = seconds_of(cluster, work, stage=8, microbatch=1, virtual=4)
+    share = lambda parts: parts["pipeline_bubble"] / sum(parts.values())
+    assert share(few) == pytest.approx(7 / (7 + 8), abs=0.1)
+    assert share(many) < 0.3 * share(few)
+    assert share(chunked) < 0.5 * share(many)
+    assert chunked["pipeline_hops"] == pytest.approx(4 * many["pipeline_hops"])
+
+
+def test_a_ring_hides_behind_attention_on_fast_links_only() -> None:
+    work = workloads.llama_8b(8, 65_536)
+    fast = nodes("H100", 8)
+    slow = dataclasses.replace(fast, tiers=tuple(dataclasses.replace(t, bandwidth=1e9) for t in fast.tiers))
+    hidden, exposed = (seconds_of(c, work, context=8, microbatch=8)["context_ring"] for c in (fast, slow))
+    assert hidden == 0.0
+    assert exposed > 0.0
+
+
+def test_the_device_waits_for_the_host_where_kernels_are_tiny() -> None:
+    cluster = nodes("H100", 1)
+    tiny = seconds_of(cluster, workloads.nano(dtype="bfloat16"), microbatch=1)
+    large = seconds_of(cluster, workloads.llama_7b(), microbatch=16)
+    assert tiny["dispatch"] > 0.3 * sum(tiny.values())
+    assert large["dispatch"] < 0.01 * sum(large.values())
+
+
+def test_waiting_for_the_slowest_grows_with_the_nodes() -> None:
+    work = workloads.llama_7b(1024)
+    small, large = (
+        seconds_of(nodes("H100", count), work, fsdp=count, microbatch=2 * count)["stragglers"] for count in (8, 512)
+    )
+    assert small == 0.0
+    assert large > 0.0
+
+
+def test_one_ring_over_many_nodes_uses_every_way_out_of_a_node() -> None:
+    """16 ranks in two nodes of eight: 2 (n - 1) / n S over eight links at once, or nested, whichever is faster."""
+    cluster = nodes("A100-80", 16)
+    ring, size = group(cluster, mesh(data=16), "data"), 1e9
+    inner, outer = cluster.tiers
+    flat = 2 * 15 / 16 * size / (8 * outer.bandwidth)
+    nested = 2 * 7 / 8 * size / inner.bandwidth + size / 8 / outer.bandwidth
+    assert ring.all_reduce(size) == pytest.approx(min(flat, nested), rel=0.02)
