@@ -176,7 +176,7 @@ def test_the_device_waits_for_the_host_where_kernels_are_tiny() -> None:
     cluster = nodes("H100", 1)
     tiny = seconds_of(cluster, workloads.nano(dtype="bfloat16"), microbatch=1)
     large = seconds_of(cluster, workloads.llama_7b(), microbatch=16)
-    assert tiny["dispatch"] > 0.3 * sum(tiny.values())
+    assert tiny["dispatch"] > 0.15 * sum(tiny.values())
     assert large["dispatch"] < 0.01 * sum(large.values())
 
 
