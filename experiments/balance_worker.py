@@ -44,7 +44,7 @@ def launch(task: dict[str, Any], folder: Path, *, devices: int = 1) -> list[subp
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "task.json"
     file.write_text(json.dumps({**task, "folder": str(folder)}))
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX", "XLA"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX")}
     environment = kept | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "experiments.balance_worker", str(file)]
     return [

@@ -16,7 +16,7 @@ from jaxlm.model.config import ModelConfig
 from jaxlm.model.norm import RMSNorm
 from jaxlm.model.ops import project
 from jaxlm.model.param import constant, param
-from jaxlm.sharding import Rules
+from jaxlm.sharding import Rules, mesh_axes
 
 Kernel = Literal["xla", "cudnn", "cudnn_segments"]
 """`cudnn` keeps the documents of a packed row apart by a mask, `cudnn_segments` by their offsets."""
@@ -95,6 +95,41 @@ def same_document(segments_BT: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
     return (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
 
 
+def attend(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
+    mask_B1TT: Bool[Array, "B 1 T T"] | None = None,
+    *,
+    causal: bool,
+    fused: bool,
+    shard: Rules,
+) -> Float[Array, "B T N H"]:
+    """Attention by XLA's own operations, or `fused` by cuDNN.
+
+    Inside a shard_map that leaves mesh axes to the partitioner, JAX's partitioning of the cuDNN kernel fails, so there
+    every device is handed its own rows and heads.
+    """
+
+    def call(q: jax.Array, k: jax.Array, v: jax.Array, *mask: jax.Array) -> jax.Array:
+        kernel = "cudnn" if fused else "xla"
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=mask[0] if mask else None, is_causal=causal, implementation=kernel
+        )
+
+    mesh = jax.sharding.get_abstract_mesh()
+    free = set(mesh.axis_names) - set(mesh.manual_axes)
+    masks = () if mask_B1TT is None else (mask_B1TT,)
+    if not fused or not mesh.manual_axes or not free:
+        return call(q_BTNH, k_BTKH, v_BTKH, *masks)
+    if any(mesh.shape[axis] > 1 for axis in mesh_axes(shard.here("length")[0])):
+        raise ValueError("cuDNN attention of unequal replicas needs whole rows; set the mesh axis context to 1")
+    heads, groups = (shard.here("batch", "length", name, None) for name in ("heads", "kv_heads"))
+    specs = (heads, groups, groups, *(shard.here("batch", None, None, None) for _ in masks))
+    each = jax.shard_map(call, in_specs=specs, out_specs=heads, axis_names=free, check_vma=False)
+    return each(q_BTNH, k_BTKH, v_BTKH, *masks)
+
+
 class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, shard: Rules, kernel: Kernel, *, key: PRNGKeyArray):
         c, (kq, kk, kv, ko) = config, jax.random.split(key, 4)
@@ -144,9 +179,8 @@ class Attention(nnx.Module):
             if segments_BT is not None and self.kernel == "cudnn_segments":
                 context = packed_attention.attend(q, k, v, segments_BT, causal=causal, shard=self.shard)
             else:
-                mask = None if segments_BT is None else same_document(segments_BT)
-                fused = "xla" if self.kernel == "xla" else "cudnn"
-                context = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=fused)
+                mask = () if segments_BT is None else (same_document(segments_BT),)
+                context = attend(q, k, v, *mask, causal=causal, fused=self.kernel != "xla", shard=self.shard)
             context = self.shard(context, "batch", "length", "heads", None, name="context")
         return self.output(context)
 

@@ -32,7 +32,7 @@ def train(home: Path, run: str, *, processes: int, slow: int, steps: int) -> Non
     }
     started: list[subprocess.Popen[str]] = launch(task, home / f"{run}-{processes}", devices=2 // processes)
     for process in started:
-        finish(process)
+        finish(process, seconds=400)
 
 
 @pytest.mark.slow
