@@ -9,6 +9,7 @@ from planners.assumptions import Assumptions
 from planners.candidates import REMATS, Candidates
 from planners.cost import Prices, price
 from planners.device_memory import device_memory
+from planners.device_order import arranged
 from planners.layout import EXECUTABLE, check_executable, divides
 from planners.meshes import divisors, meshes
 from planners.plan import BATCH_AXES, PlanError, Prediction, Search, Workload
@@ -89,6 +90,7 @@ def priced_choices(
     Raises PlanError, naming the numbers, when the search contradicts itself or nothing divides.
     """
     check_search(workload, search, axes)
+    cluster, _ = arranged(cluster)
     candidates = enumerate_candidates(workload, cluster, search, axes)
     budget = cluster.device.memory * search.memory_fraction
     chunks = [search.loss_chunks] if search.loss_chunks else [n for n in CHUNKS if workload.sequence % n == 0]

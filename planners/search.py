@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from planners.assumptions import Assumptions
 from planners.choices import Choice, priced_choices
+from planners.device_order import arranged
 from planners.explain import gib
 from planners.layout import EXECUTABLE, check_executable, indivisible, rules
 from planners.meshes import say_indivisible
@@ -72,7 +73,9 @@ def shortlist(
         alternatives=alternatives(choices, order, workload, cluster, assumptions),
     )
     others = distinct(choices, order, count)[1:]
+    _, order_of_devices = arranged(cluster)
     made = (best, *(_made(choices[row], workload, search) for row in others))
+    made = tuple(dataclasses.replace(each, device_order=order_of_devices) for each in made)
     balanced = (shared(each, search, cluster, workload.compute_dtype) for each in made)
     return tuple(ordered(each, workload, cluster, search, assumptions) for each in balanced)
 
