@@ -106,6 +106,7 @@ def test_the_winner_carries_what_was_compiled() -> None:
     text = explain(plan, CLUSTER)
     assert "compiled for 8 x H100, per device" in text
     assert "all-reduce f32" in text
+    assert "no collective travels beside matrix products" in text
 
 
 def test_a_plan_that_xla_needs_more_memory_for_is_refused_and_the_next_one_wins() -> None:
