@@ -19,9 +19,9 @@ import numpy as np
 from experiments.entry import main
 from experiments.report import Report, Row
 from experiments.runs import run_of, sections, trained
-from planners.assumptions import Assumptions
-from planners.ledger import Entry, predict
+from planners.learning.ledger import Entry, predict
 from planners.plan import structure
+from planners.prices.assumptions import Assumptions
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planners.agent import Agent, Arm
-from planners.conductor import Conductor, Pace
+from planners.learning.agent import Agent, Arm
+from planners.learning.conductor import Conductor, Pace
 
 LINKS = ("tensor_parallel", "gradient_sync", "stage_transfer")
 ARMS = (

@@ -22,10 +22,10 @@ from experiments.benchmarks.published.tables import Table
 from experiments.entry import main
 from experiments.report import Report, Row
 from jaxlm.decode import ConfigError
-from planners.cost import seconds
-from planners.durations import Duration
-from planners.pipeline_time import pipeline_seconds
-from planners.pipelines import Pipeline, Shape, stage_durations
+from planners.prices.cost import seconds
+from planners.schedules.durations import Duration
+from planners.schedules.pipeline_time import pipeline_seconds
+from planners.schedules.pipelines import Pipeline, Shape, stage_durations
 
 KORTHIKANTI, SC21, VTRAIN = "korthikanti2022_table5_end2end", "megatron_sc21_table1", "vtrain_multi"
 

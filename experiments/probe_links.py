@@ -21,9 +21,9 @@ import numpy as np
 from experiments.entry import main
 from experiments.report import Report, Row
 from jaxlm.decode import ConfigError
-from planners.cluster_file import load_cluster
-from planners.link_table import Timing, collective_seconds, fitted, moved
-from planners.topology import Cluster
+from planners.machines.cluster_file import load_cluster
+from planners.machines.link_table import Timing, collective_seconds, fitted, moved
+from planners.machines.topology import Cluster
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from jaxlm.config import Run
 from jaxlm.inspect import numerics_of
 from jaxlm.runtime.aot import missing
 from jaxlm.session import resolve, workload_of
-from planners.cluster_file import load_cluster
+from planners.machines.cluster_file import load_cluster
 from planners.plan import Plan
 from planners.search import plan as search_plan
 

@@ -23,11 +23,11 @@ import numpy as np
 
 from experiments.entry import main
 from experiments.report import Report, Row
-from planners.durations import Duration
 from planners.plan import Schedule
-from planners.profiling import Profile
-from planners.reductions import Replicas
-from planners.schedule import Option, choose
+from planners.schedules.durations import Duration
+from planners.schedules.profiling import Profile
+from planners.schedules.reductions import Replicas
+from planners.schedules.schedule import Option, choose
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxlm.runtime.distributed import Job, start
-from planners.reductions import Replicas
+from planners.schedules.reductions import Replicas
 
 WIDTH = 96
 """Side of the real matrix product of a pass: about a tenth of a millisecond of CPU time."""

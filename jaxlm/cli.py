@@ -15,8 +15,8 @@ import tyro
 from tyro.conf import Positional, arg, subcommand
 
 if TYPE_CHECKING:
+    from planners.machines.topology import Cluster
     from planners.plan import Search, Workload
-    from planners.topology import Cluster
 
 USER_ERROR, STOPPED, FAILURE = 2, 3, 1
 
@@ -152,11 +152,11 @@ class MakePlan(Common):
     def _planned(self) -> int:
         from planners.explain import explain
         from planners.layout import EXECUTABLE
-        from planners.paper_cost import Eq1
         from planners.plan import MESH_AXES
-        from planners.rivals import compare
+        from planners.prices.paper_cost import Eq1
         from planners.search import beyond
         from planners.search import plan as search_plan
+        from planners.space.rivals import compare
 
         workload, cluster, search, steps = self._work()
         assumptions, learnt = None, "none: a saved workload is planned with the constants as shipped"
@@ -196,7 +196,7 @@ class MakePlan(Common):
             raise Refused("give either a configuration or --workload FILE")
         if self.workload is not None:
             from jaxlm.decode import decode, dotted, override
-            from planners.cluster_file import load_cluster
+            from planners.machines.cluster_file import load_cluster
             from planners.plan import Search, Workload
 
             raw = override({}, dotted(overrides))

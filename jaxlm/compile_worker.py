@@ -43,7 +43,7 @@ def compile_step(made: Session) -> jax.stages.Compiled:
 
 
 def facts(made: Session, compiled: jax.stages.Compiled) -> dict[str, Any]:
-    """What `planners.compiled.Compiled` holds beside the program, the target and the versions."""
+    """What `planners.programs.compiled.Compiled` holds beside the program, the target and the versions."""
     memory = compiled.memory_analysis()
     if memory is None:
         raise RuntimeError("this jaxlib gives no memory analysis of a compiled program")

@@ -1,7 +1,7 @@
 """Compiles the real training step of a plan for the real target, in a process of its own, and remembers the result.
 
     compile = Compiler(run, vocab, target_of(cluster))
-    compiled = compile(plan)          # planners.compiled.Compiled: memory, program text, warnings
+    compiled = compile(plan)          # planners.programs.compiled.Compiled: memory, program text, warnings
 
 No device of the target is needed: GPUs are described to XLA (`jaxlm.runtime.aot`, extra `aot`), CPU devices are forced.
 Results are kept under the user's cache by a digest of all that went into them.
@@ -29,9 +29,9 @@ from jaxlm.decode import encode
 from jaxlm.files import user_cache, write_whole
 from jaxlm.model.attention import require_kernel
 from jaxlm.runtime.aot import CHIPS, PACKAGES, chip_name, missing
-from planners.compiled import Compiled, CompileError, OutOfMemory, TooSlow
+from planners.machines.topology import Cluster
 from planners.plan import Plan, PlanError
-from planners.topology import Cluster
+from planners.programs.compiled import Compiled, CompileError, OutOfMemory, TooSlow
 
 SECONDS = 1200.0
 """Time that one compilation is given: a Llama-70B step for 512 GPUs took 3 minutes on a busy machine of two cores."""

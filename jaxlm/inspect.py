@@ -39,10 +39,10 @@ from jaxlm.session import (
     resolve,
     workload_of,
 )
-from planners.cluster_file import load_cluster
+from planners.machines.cluster_file import load_cluster
+from planners.machines.topology import Cluster
 from planners.plan import Plan, Workload
 from planners.search import shortlist
-from planners.topology import Cluster
 from planners.verify import Checked, learn_memory, verify
 
 

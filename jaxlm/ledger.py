@@ -13,11 +13,11 @@ import jax
 from jaxlm.files import user_cache
 from jaxlm.runtime.aot import chip_name
 from jaxlm.runtime.distributed import cores
-from planners.assumptions import Assumptions
-from planners.calibration import Calibration
-from planners.memory_calibration import MemoryCalibration
+from planners.learning.calibration import Calibration
+from planners.machines.topology import Cluster
 from planners.plan import Search, Workload
-from planners.topology import Cluster
+from planners.prices.assumptions import Assumptions
+from planners.prices.memory_calibration import MemoryCalibration
 
 
 def ledger_path() -> Path:

@@ -12,7 +12,7 @@ from jaxlm.folder import write_json
 from jaxlm.ledger import calibration_path, ledger_path, machine_of
 from jaxlm.setup import Setup
 from jaxlm.trainer.loop import Finished
-from planners.ledger import LATEST, Entry, Measured, append, bare, learn, read
+from planners.learning.ledger import LATEST, Entry, Measured, append, bare, learn, read
 
 PACKAGES = ("jax", "jaxlib", "jaxlm")
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from jaxlm.config import Run
 from jaxlm.folder import Folder
 from jaxlm.ledger import constants
+from planners.machines.topology import Cluster
 from planners.plan import Plan, Workload
 from planners.search import beyond, check
 from planners.search import plan as search_plan
-from planners.topology import Cluster
 
 
 def choose_plan(

@@ -32,12 +32,12 @@ from jaxlm.runtime.measure import (
 )
 from jaxlm.runtime.peers import Peers
 from jaxlm.session import local_machine
-from planners.cluster_file import cluster_yaml, load_cluster
-from planners.comparison import Change, changes
-from planners.device_table import Copy, Product
-from planners.link_table import COLLECTIVES, Timing, fitted
+from planners.machines.cluster_file import cluster_yaml, load_cluster
+from planners.machines.comparison import Change, changes
+from planners.machines.device_table import Copy, Product
+from planners.machines.link_table import COLLECTIVES, Timing, fitted
+from planners.machines.topology import Cluster, Device, Link
 from planners.plan import PlanError
-from planners.topology import Cluster, Device, Link
 
 C = TypeVar("C")
 

@@ -22,9 +22,9 @@ from jaxlm.trainer.loop import Finished
 from jaxlm.trainer.metrics import JsonLines
 from jaxlm.trainer.state import TrainState
 from jaxlm.tree import from_named, named_leaves
-from planners.agent import Agent, Decision
-from planners.arms import LINKS, arm, candidates, program
-from planners.conductor import Conductor, Pace, decision_of
+from planners.learning.agent import Agent, Decision
+from planners.learning.arms import LINKS, arm, candidates, program
+from planners.learning.conductor import Conductor, Pace, decision_of
 from planners.plan import Plan
 from planners.search import shortlist
 

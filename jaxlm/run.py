@@ -47,8 +47,8 @@ from jaxlm.trainer.state import TrainState
 from jaxlm.trainer.stop import Asked, Interrupted, StopSignal, never
 from jaxlm.trainer.tracking import WeightsAndBiases, require_tracking
 from jaxlm.tree import named_leaves
-from planners.arms import program
 from planners.explain import explain
+from planners.learning.arms import program
 
 Say = Callable[[str], None]
 

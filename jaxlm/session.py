@@ -37,11 +37,11 @@ from jaxlm.trainer.balanced import (
 from jaxlm.trainer.state import TrainState, init_state
 from jaxlm.trainer.step import make_train_step
 from jaxlm.tree import from_named, named_leaves
-from planners.cluster_file import load_cluster
 from planners.layout import rules
+from planners.machines.cluster_file import load_cluster
+from planners.machines.presets import local_cluster
+from planners.machines.topology import Cluster
 from planners.plan import MESH_AXES, Batch, Plan, PlanError, Segment, Workload
-from planners.presets import local_cluster
-from planners.topology import Cluster
 
 
 def local_machine() -> Cluster:

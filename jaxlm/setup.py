@@ -10,8 +10,8 @@ from jaxlm.runtime.distributed import Job
 from jaxlm.session import Numerics
 from jaxlm.trainer.balanced import Pace
 from jaxlm.trainer.profile import Steps
+from planners.machines.topology import Cluster
 from planners.plan import Plan, Workload
-from planners.topology import Cluster
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

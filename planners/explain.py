@@ -3,8 +3,8 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 
+from planners.machines.topology import Cluster
 from planners.plan import BATCH_AXES, Plan, Schedule
-from planners.topology import Cluster
 
 BYTES_OF = {
     "parameters": "weights at rest, sharded",

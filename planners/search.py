@@ -3,14 +3,10 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from planners.assumptions import Assumptions
-from planners.choices import Choice, priced_choices
-from planners.device_order import arranged
 from planners.explain import gib
 from planners.layout import EXECUTABLE, check_executable, indivisible, rules
-from planners.meshes import say_indivisible
-from planners.ordering import ordered
-from planners.paper_cost import Eq1
+from planners.machines.device_order import arranged
+from planners.machines.topology import Cluster
 from planners.plan import (
     MESH_AXES,
     Batch,
@@ -23,11 +19,15 @@ from planners.plan import (
     Segment,
     Workload,
 )
-from planners.ranking import ranked
-from planners.reasons import alternatives, distinct
-from planners.refusal import refusal
-from planners.sharing import shared
-from planners.topology import Cluster
+from planners.prices.assumptions import Assumptions
+from planners.prices.paper_cost import Eq1
+from planners.schedules.ordering import ordered
+from planners.space.choices import Choice, priced_choices
+from planners.space.meshes import say_indivisible
+from planners.space.ranking import ranked
+from planners.space.reasons import alternatives, distinct
+from planners.space.refusal import refusal
+from planners.space.sharing import shared
 
 
 def plan(

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from planners import replicas
-from planners.assumptions import Assumptions
-from planners.comm import calibrated, group
-from planners.compiled import Compiled, CompileError, Compiles
 from planners.explain import duration, gib, table
-from planners.hlo import Collective, collectives
-from planners.ledger import candidate
-from planners.memory_calibration import MemoryCalibration, calibrate, observe
+from planners.learning.ledger import candidate
+from planners.machines.topology import Cluster
 from planners.plan import MESH_AXES, Alternative, Compilation, Plan, PlanError, Traffic, Workload
-from planners.topology import Cluster
+from planners.prices.assumptions import Assumptions
+from planners.prices.comm import calibrated, group
+from planners.prices.memory_calibration import MemoryCalibration, calibrate, observe
+from planners.programs import replicas
+from planners.programs.compiled import Compiled, CompileError, Compiles
+from planners.programs.hlo import Collective, collectives
 
 COMMUNICATION = ("tensor_parallel", "context_ring", "pipeline_hops", "fsdp_gather", "gradient_sync")
 """Parts of the predicted seconds that are collectives: the compiled ones take their place."""

@@ -25,11 +25,11 @@ from jaxlm.config import Run
 from jaxlm.decode import ConfigError
 from jaxlm.runtime.distributed import Job, start
 from jaxlm.session import Session, local_machine, numerics, resolve, workload_of
-from planners.agent import Agent
-from planners.arms import LINKS, arm
+from planners.learning.agent import Agent
+from planners.learning.arms import LINKS, arm
+from planners.machines.topology import Cluster
 from planners.plan import MESH_AXES, Plan, PlanError, Search, Workload
 from planners.search import plan as search_plan
-from planners.topology import Cluster
 
 WITHIN = 3.0
 """Most that the chosen plan may lose against the best one, %."""

@@ -34,12 +34,12 @@ from jaxlm.runtime.aot import CHIPS
 from jaxlm.session import numerics, resolve, workload_of
 from jaxlm.trainer.config import TrainConfig
 from planners.candidates import Candidates
-from planners.compiled import CompileError
-from planners.footprint import footprint
 from planners.layout import rules
-from planners.memory_calibration import Line, MemoryCalibration, Observation, by_layers, calibrate, observe
-from planners.memory_phases import Habits
 from planners.plan import Batch, Compile, Plan, PlanError, Segment, Workload
+from planners.prices.footprint import footprint
+from planners.prices.memory_calibration import Line, MemoryCalibration, Observation, by_layers, calibrate, observe
+from planners.prices.memory_phases import Habits
+from planners.programs.compiled import CompileError
 
 GIB = 2**30
 BEFORE, OTHERS, SMALLER = "before any compile", "after two of other meshes", "after two of few layers"

@@ -1,7 +1,7 @@
 """The steps whose memory is compiled and predicted: those that the rules were read off, and others to judge them by.
 
-`DEVELOPMENT` are the steps that were looked at while `planners.memory_phases` was written; `CALIBRATION` are two of
-them for each model and policy. `JUDGED` were written down before any of them was compiled, and no rule was changed
+`DEVELOPMENT` are the steps that were looked at while `planners.prices.memory_phases` was written; `CALIBRATION` are two
+of them for each model and policy. `JUDGED` were written down before any of them was compiled, and no rule was changed
 after one was looked at. `SMALL` are the layers of the two compiles that calibrate the plan of one judged step.
 """
 

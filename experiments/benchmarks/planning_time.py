@@ -20,7 +20,7 @@ from experiments.entry import main
 from experiments.report import Report, Row
 from jaxlm.config import load
 from jaxlm.inspect import described
-from planners.cluster_file import load_cluster
+from planners.machines.cluster_file import load_cluster
 
 LIMITS = {False: 1.0, True: 10.0}
 """Seconds allowed for equal and for unequal devices."""
@@ -28,10 +28,10 @@ LIMITS = {False: 1.0, True: 10.0}
 CODE = """
 import json, sys, time
 from pathlib import Path
-from planners.assumptions import Assumptions
-from planners.cluster_file import load_cluster
+from planners.prices.assumptions import Assumptions
+from planners.machines.cluster_file import load_cluster
 from planners.plan import MESH_AXES, Search, Workload
-from planners.rivals import compare
+from planners.space.rivals import compare
 from planners.search import plan
 wall, cpu = time.perf_counter(), time.process_time()
 work, cluster = Workload.load(Path(sys.argv[1])), load_cluster(sys.argv[2])

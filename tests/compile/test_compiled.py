@@ -14,11 +14,11 @@ from jaxlm.data.config import DataConfig
 from jaxlm.model.config import ModelConfig
 from jaxlm.session import numerics
 from jaxlm.trainer.config import TrainConfig
-from planners.cluster_file import load_cluster
-from planners.compiled import CompileError, OutOfMemory
-from planners.hlo import collectives
 from planners.layout import rules
+from planners.machines.cluster_file import load_cluster
 from planners.plan import MESH_AXES, Alternative, Batch, Plan, PlanError, Segment
+from planners.programs.compiled import CompileError, OutOfMemory
+from planners.programs.hlo import collectives
 
 MODEL = ModelConfig(layers=2, embed=32, heads=2, mlp=64, vocab=64)
 RUN = Run(model=MODEL, data=DataConfig(sequence=16), train=TrainConfig(batch=8, steps=10))

@@ -7,8 +7,8 @@ from experiments.benchmarks.published.agent import verdicts
 from experiments.benchmarks.published.replay import Job, by_agent, in_order, losses
 from experiments.benchmarks.published.tables import Source
 from experiments.link_drift import Weather, simulate
-from planners.agent import Arm
-from planners.belief import Evidence
+from planners.learning.agent import Arm
+from planners.learning.belief import Evidence
 
 SIZES = [(float(t), float(m)) for t in (1, 2, 4, 8) for m in (1, 2, 4)]
 

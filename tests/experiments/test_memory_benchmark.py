@@ -9,7 +9,7 @@ import pytest
 from experiments.benchmarks import memory
 from experiments.benchmarks.memory import Config, Result, compare, execute
 from experiments.benchmarks.memory_cases import CALIBRATION, DEVELOPMENT, JUDGED, Case
-from planners.memory_phases import Habits
+from planners.prices.memory_phases import Habits
 
 COMPILED = {
     ("gpt2-124m", "fsdp=8", "none", 8, 1024): (187810829, 644715328),

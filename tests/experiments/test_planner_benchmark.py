@@ -11,7 +11,7 @@ from experiments.benchmarks.published import megatron, vtrain
 from experiments.benchmarks.published.judge import Verdict, groups, interval, regret
 from experiments.benchmarks.published.megatron_style import MEGATRON
 from experiments.benchmarks.published.tables import Source, Table
-from planners import calibration
+from planners.learning import calibration
 
 SHARED = os.environ.get("JAXLM_SHARED")
 NEEDS = pytest.mark.skipif(not SHARED, reason="JAXLM_SHARED names no folder of published measurements")

@@ -3,7 +3,7 @@
 import numpy as np
 
 from experiments.probe_links import held_out
-from planners.link_table import Timing, moved
+from planners.machines.link_table import Timing, moved
 
 
 def test_one_bandwidth_misses_the_latency_that_table_and_fit_know():

@@ -1,7 +1,7 @@
 """Which orders of gradient sums are measured; the measurement itself needs a quiet machine and is no test."""
 
 from experiments.schedule_orders import Config, orders, together
-from planners.reductions import Replicas
+from planners.schedules.reductions import Replicas
 
 
 def test_every_order_is_measured_once_beside_and_between_the_passes():

@@ -16,11 +16,11 @@ from jaxlm.planned import calibrated_plan
 from jaxlm.session import Numerics
 from jaxlm.setup import Options, Setup
 from jaxlm.trainer.loop import Finished
-from planners.cluster_file import load_cluster
-from planners.ledger import read
-from planners.memory_calibration import MemoryCalibration
-from planners.memory_phases import Habits
+from planners.learning.ledger import read
+from planners.machines.cluster_file import load_cluster
 from planners.plan import Search
+from planners.prices.memory_calibration import MemoryCalibration
+from planners.prices.memory_phases import Habits
 from tests.planners.workloads import llama
 
 WORK = llama(

@@ -28,8 +28,8 @@ from jaxlm.trainer.state import init_state
 from jaxlm.trainer.step import global_gradients, make_train_step
 from jaxlm.tree import from_named, named_leaves
 from planners.layout import rules
+from planners.machines.presets import local_cluster
 from planners.plan import MESH_AXES, Batch, Plan, Segment
-from planners.presets import local_cluster
 from planners.search import plan as search_plan
 from tests.laws.work import assert_same
 

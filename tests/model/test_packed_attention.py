@@ -18,8 +18,8 @@ from jaxlm.model.config import ModelConfig
 from jaxlm.model.describe import describe
 from jaxlm.model.packed_attention import DOCUMENTS, attend, extents, obstacles, ranks
 from jaxlm.sharding import Rules, make_mesh
-from planners.cluster_file import load_cluster
 from planners.layout import rules
+from planners.machines.cluster_file import load_cluster
 from planners.plan import MESH_AXES, Batch, Plan, Search, Segment
 from planners.search import price
 

@@ -22,7 +22,7 @@ from jaxlm.sharding import batch_sharding, make_mesh
 from jaxlm.trainer.config import TrainConfig
 from jaxlm.trainer.state import TrainState, init_state
 from jaxlm.tree import named_axes, named_leaves
-from planners.memory import footprint
+from planners.prices.memory import footprint
 from tests.laws.work import GPT2, LENGTH, LLAMA, SEQUENCES, make_plan, packed_batch, weights
 
 KINDS = {

@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from planners.agent import Agent, Arm, Habits
-from planners.belief import Belief, Evidence
-from planners.conductor import Conductor, Pace
-from planners.drift import Drift
+from planners.learning.agent import Agent, Arm, Habits
+from planners.learning.belief import Belief, Evidence
+from planners.learning.conductor import Conductor, Pace
+from planners.learning.drift import Drift
 from planners.plan import PlanError
 
 LINKS = ("link",)

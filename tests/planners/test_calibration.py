@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planners.assumptions import Assumptions, spreads
-from planners.calibration import Calibration
+from planners.learning.calibration import Calibration
 from planners.plan import PlanError
+from planners.prices.assumptions import Assumptions, spreads
 
 TRUTH = Assumptions(matmul_efficiency=0.68, memory_efficiency=0.9, link_efficiency=0.9)
 FLOPS, BYTES, SENT = np.random.default_rng(1).uniform(0.2, 2.0, (3, 32))

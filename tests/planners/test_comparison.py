@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from planners.comparison import changes
-from planners.device_table import Copy, Product
-from planners.link_table import Timing, fitted, moved
-from planners.topology import Cluster, Device, Link
+from planners.machines.comparison import changes
+from planners.machines.device_table import Copy, Product
+from planners.machines.link_table import Timing, fitted, moved
+from planners.machines.topology import Cluster, Device, Link
 
 
 def probed(*, slower: float = 1.0, noise: float = 0.02) -> Cluster:

@@ -11,16 +11,16 @@ import workloads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planners import cost
-from planners.assumptions import Assumptions
 from planners.candidates import Candidates
-from planners.comm import group
-from planners.compute import efficiency, product_seconds
 from planners.explain import explain
+from planners.machines.presets import nodes
+from planners.machines.topology import Cluster
 from planners.plan import MESH_AXES, Search, Workload
-from planners.presets import nodes
+from planners.prices import cost
+from planners.prices.assumptions import Assumptions
+from planners.prices.comm import group
+from planners.prices.compute import efficiency, product_seconds
 from planners.search import plan, price
-from planners.topology import Cluster
 
 
 def mesh(**sizes: int) -> dict[str, int]:

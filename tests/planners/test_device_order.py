@@ -5,12 +5,12 @@ from pathlib import Path
 
 import workloads
 
-from planners.cluster_file import load_cluster
-from planners.device_order import arranged
+from planners.machines.cluster_file import load_cluster
+from planners.machines.device_order import arranged
+from planners.machines.presets import nodes
+from planners.machines.topology import Cluster, Edge
 from planners.plan import Search
-from planners.presets import nodes
 from planners.search import plan, price
-from planners.topology import Cluster, Edge
 
 NETWORK = nodes("H100", 64).tiers[1]
 

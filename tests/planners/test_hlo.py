@@ -11,8 +11,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from planners import replicas
-from planners.hlo import Collective, HloError, collectives, parts, size
+from planners.programs import replicas
+from planners.programs.hlo import Collective, HloError, collectives, parts, size
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 TRIPS = 5

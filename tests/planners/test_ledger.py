@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planners.assumptions import Assumptions
-from planners.cluster_file import load_cluster
-from planners.ledger import Entry, Measured, append, bare, candidate, learn, predict, read
+from planners.learning.ledger import Entry, Measured, append, bare, candidate, learn, predict, read
+from planners.machines.cluster_file import load_cluster
 from planners.plan import Plan, PlanError, Search, Segment, Workload
+from planners.prices.assumptions import Assumptions
 from planners.search import plan as search_plan
 from tests.planners.workloads import llama
 

@@ -8,15 +8,15 @@ import workloads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planners import cost
-from planners.assumptions import Assumptions
 from planners.candidates import Candidates
-from planners.footprint import footprint
 from planners.layout import rules
-from planners.memory import Remat
-from planners.memory_phases import phases, temporaries
+from planners.machines.presets import host, nodes
 from planners.plan import MESH_AXES, Search, Tensor, Workload
-from planners.presets import host, nodes
+from planners.prices import cost
+from planners.prices.assumptions import Assumptions
+from planners.prices.footprint import footprint
+from planners.prices.memory import Remat
+from planners.prices.memory_phases import phases, temporaries
 from planners.search import price
 
 

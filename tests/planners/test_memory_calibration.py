@@ -6,10 +6,10 @@ import pytest
 import workloads
 
 from planners.candidates import Candidates
-from planners.footprint import footprint
-from planners.memory_calibration import MemoryCalibration, Observation, by_layers, calibrate, observe
-from planners.memory_phases import Habits, phases, temporaries
 from planners.plan import PlanError, Workload
+from planners.prices.footprint import footprint
+from planners.prices.memory_calibration import MemoryCalibration, Observation, by_layers, calibrate, observe
+from planners.prices.memory_phases import Habits, phases, temporaries
 
 WORK = workloads.llama_7b(batch=64, sequence=2048)
 

@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from planners.assumptions import Assumptions
 from planners.candidates import Candidates
-from planners.mixed import by_layers, pool_prices, uneven
-from planners.presets import nodes
-from planners.topology import Cluster, Pool, join
+from planners.machines.presets import nodes
+from planners.machines.topology import Cluster, Pool, join
+from planners.prices.assumptions import Assumptions
+from planners.space.mixed import by_layers, pool_prices, uneven
 from tests.planners.workloads import llama
 
 WORK = llama("small", layers=24, embed=1024, heads=16, mlp=4096, vocab=32000, batch=256, sequence=1024, dtype="float16")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from planners.candidates import Candidates
-from planners.occupancy import GIB, Habits, Shape, chance, occupancy, spread_of, stage_layers
+from planners.prices.occupancy import GIB, Habits, Shape, chance, occupancy, spread_of, stage_layers
 
 SHAPE = Shape(layers=48, width=6144, heads=64, feedforward=4 * 6144, vocabulary=51200, sequence=2048, gated=False)
 """The 22B model of arXiv:2205.05198, table 3."""

@@ -2,13 +2,13 @@
 
 import dataclasses
 
-from planners.assumptions import Assumptions
 from planners.explain import explain
-from planners.ordering import COMBINE, simulate
+from planners.machines.presets import nodes
+from planners.machines.topology import Cluster
 from planners.plan import MESH_AXES, Schedule, Search
-from planners.presets import nodes
+from planners.prices.assumptions import Assumptions
+from planners.schedules.ordering import COMBINE, simulate
 from planners.search import plan
-from planners.topology import Cluster
 from tests.planners.workloads import llama_1b
 
 

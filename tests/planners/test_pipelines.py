@@ -6,11 +6,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from planners.durations import Duration
-from planners.pipeline_time import pipeline_seconds
-from planners.pipelines import PIPELINES, Shape, stage_durations
-from planners.profiling import Profile
-from planners.simulate import run
+from planners.schedules.durations import Duration
+from planners.schedules.pipeline_time import pipeline_seconds
+from planners.schedules.pipelines import PIPELINES, Shape, stage_durations
+from planners.schedules.profiling import Profile
+from planners.schedules.simulate import run
 
 SIZES = [(1, 1), (2, 1), (2, 2), (4, 4), (4, 8), (3, 12), (8, 16), (5, 7)]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import workloads
 
-from planners.baselines import data_parallel, megatron_heuristic, simple_rule
+from planners.machines.presets import nodes
 from planners.plan import MESH_AXES, Search, Workload
-from planners.presets import nodes
-from planners.ranking import pareto
-from planners.rivals import compare
 from planners.search import plan
+from planners.space.baselines import data_parallel, megatron_heuristic, simple_rule
+from planners.space.ranking import pareto
+from planners.space.rivals import compare
 
 
 def test_rules_of_thumb_pick_what_fits_and_are_never_predicted_faster() -> None:

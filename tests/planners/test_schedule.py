@@ -5,14 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from planners.durations import Duration
 from planners.layout import rules
-from planners.pipelines import Shape, stage_durations
 from planners.plan import MESH_AXES, Batch, Plan, PlanError, Schedule, Segment
-from planners.profiling import Profile
-from planners.reductions import Replicas, buckets
-from planners.schedule import choose, listed, pipeline_options, replica_options
-from planners.simulate import run
+from planners.schedules.durations import Duration
+from planners.schedules.pipelines import Shape, stage_durations
+from planners.schedules.profiling import Profile
+from planners.schedules.reductions import Replicas, buckets
+from planners.schedules.schedule import choose, listed, pipeline_options, replica_options
+from planners.schedules.simulate import run
 
 LAYERS = (4_000_000, 1_000_000, 1_000_000, 2_000_000)
 

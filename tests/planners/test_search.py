@@ -10,13 +10,13 @@ import workloads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planners.assumptions import Assumptions
-from planners.choices import priced_choices
 from planners.layout import indivisible
+from planners.machines.presets import host, nodes
+from planners.machines.topology import Cluster
 from planners.plan import MESH_AXES, Plan, PlanError, Planner, Search, Workload, structure
-from planners.presets import host, nodes
+from planners.prices.assumptions import Assumptions
 from planners.search import check, plan, price
-from planners.topology import Cluster
+from planners.space.choices import priced_choices
 
 GOLDEN = Path(__file__).parent / "golden"
 GIB = 2**30

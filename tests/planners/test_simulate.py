@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from planners.dag import Graph, NeverEnds, Operation
-from planners.durations import Duration
-from planners.profiling import Profile
-from planners.simulate import list_schedule, run, search_order
+from planners.schedules.dag import Graph, NeverEnds, Operation
+from planners.schedules.durations import Duration
+from planners.schedules.profiling import Profile
+from planners.schedules.simulate import list_schedule, run, search_order
 
 
 def random_graph(seed: int, operations: int = 7, resources: int = 2) -> tuple[Graph, np.ndarray]:

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from planners.assumptions import Assumptions
-from planners.cluster_file import load_cluster
-from planners.comm import group
-from planners.compute import matmul_seconds
-from planners.device_table import Product, product_rate
-from planners.link_table import Timing, collective_seconds, moved
+from planners.machines.cluster_file import load_cluster
+from planners.machines.device_table import Product, product_rate
+from planners.machines.link_table import Timing, collective_seconds, moved
 from planners.plan import MESH_AXES, PlanError
+from planners.prices.assumptions import Assumptions
+from planners.prices.comm import group
+from planners.prices.compute import matmul_seconds
 
 ALPHA, BANDWIDTH = 50e-6, 1e9
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planners.cluster_file import load_cluster, save_cluster
-from planners.link_table import COLLECTIVES, Timing
+from planners.machines.cluster_file import load_cluster, save_cluster
+from planners.machines.link_table import COLLECTIVES, Timing
+from planners.machines.presets import local_cluster, nodes
+from planners.machines.topology import Cluster, Device, Edge, Link, Pool, join
 from planners.plan import PlanError
-from planners.presets import local_cluster, nodes
-from planners.topology import Cluster, Device, Edge, Link, Pool, join
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from planners.uneven import balance, pipeline_seconds, split_batch, split_chain, split_layers
+from planners.space.uneven import balance, pipeline_seconds, split_batch, split_chain, split_layers
 
 
 def every_split(layers: int, stages: int):

@@ -10,19 +10,19 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from planners.assumptions import Assumptions
 from planners.candidates import Candidates
-from planners.cluster_file import load_cluster
-from planners.compiled import Compiled, CompileError, OutOfMemory, TooSlow
-from planners.cost import price
 from planners.explain import explain
-from planners.hlo import Collective
-from planners.ledger import candidate
-from planners.memory_calibration import observe
-from planners.memory_phases import Habits
+from planners.learning.ledger import candidate
+from planners.machines.cluster_file import load_cluster
+from planners.machines.topology import Cluster
 from planners.plan import MESH_AXES, Plan, PlanError, Search
+from planners.prices.assumptions import Assumptions
+from planners.prices.cost import price
+from planners.prices.memory_calibration import observe
+from planners.prices.memory_phases import Habits
+from planners.programs.compiled import Compiled, CompileError, OutOfMemory, TooSlow
+from planners.programs.hlo import Collective
 from planners.search import shortlist
-from planners.topology import Cluster
 from planners.verify import COMMUNICATION, FOLLOWING, Checked, call_seconds, learn_memory, sent_by_axis, verify
 from tests.planners.workloads import llama
 

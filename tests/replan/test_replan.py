@@ -13,8 +13,8 @@ REPLAN = ["--replan", "--train.replan.plans", "3", "--train.replan.steps", "2", 
 
 PROBES = """
 import os, signal
-from planners.agent import Agent, Decision
-from planners.conductor import Conductor
+from planners.learning.agent import Agent, Decision
+from planners.learning.conductor import Conductor
 from jaxlm.cli import main
 
 def decide(self, current, left, switch, back, steps):

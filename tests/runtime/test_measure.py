@@ -8,10 +8,10 @@ import yaml
 
 from jaxlm.probe import Extent, far_apart, measure, summary
 from jaxlm.runtime.measure import Level, Meter, Prepared, Program, bytes_of, levels
-from planners.cluster_file import load_cluster
-from planners.comm import group
-from planners.link_table import COLLECTIVES
+from planners.machines.cluster_file import load_cluster
+from planners.machines.link_table import COLLECTIVES
 from planners.plan import MESH_AXES, PlanError
+from planners.prices.comm import group
 
 
 class FakeMachine:

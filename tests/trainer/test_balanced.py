@@ -28,9 +28,9 @@ from jaxlm.trainer.state import init_state
 from jaxlm.trainer.step import make_train_step
 from planners.balance import Balance
 from planners.layout import rules
+from planners.machines.presets import nodes
 from planners.plan import MESH_AXES, Batch, Plan, PlanError, Search, Segment
-from planners.presets import nodes
-from planners.sharing import shared
+from planners.space.sharing import shared
 
 TX = optax.sgd(0.1)
 REPLICAS, ROWS, LENGTH = 4, 32, 8

@@ -12,7 +12,7 @@ from experiments.benchmarks.published import alephalpha_memory as memory
 from experiments.benchmarks.published import alephalpha_time as time
 from experiments.benchmarks.published.judge import Verdict, errors, groups, mean_regret
 from experiments.benchmarks.published.tables import Source, Table
-from planners.calibration import Calibration
+from planners.learning.calibration import Calibration
 
 FILE = "alephalpha_layouts"
 

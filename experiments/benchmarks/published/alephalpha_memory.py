@@ -12,7 +12,7 @@ import numpy as np
 from experiments.benchmarks.published.posterior import Coefficients, Prior, classify
 from experiments.benchmarks.published.tables import Table
 from planners.candidates import Candidates
-from planners.occupancy import GIB, Habits, Shape, occupancy
+from planners.prices.occupancy import GIB, Habits, Shape, occupancy
 
 LIMIT = 81251 * 2**20
 """Bytes of an A100-SXM4-80GB as nvidia-smi reports it (planners/facts/devices.yaml)."""
@@ -42,12 +42,12 @@ PRIORS = {
     "working": Prior(value=6.0, deviation=3.0, source="bytes: three gradients of the residual stream"),
     "fragments": Prior(value=0.3, deviation=0.2, source="share of a recomputed block the allocator cannot reuse"),
 }
-"""What is known of the trainer's memory before a row is seen; bytes are per token and unit (planners.occupancy)."""
+"""What is known of the trainer's memory before a row is seen; bytes per token and unit (planners.prices.occupancy)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layouts:
-    """Rows as the arguments of `planners.occupancy.occupancy`."""
+    """Rows as the arguments of `planners.prices.occupancy.occupancy`."""
 
     shape: Shape
     batch: np.ndarray

@@ -8,8 +8,8 @@ from experiments.benchmarks.published.alephalpha_memory import Layouts
 from experiments.benchmarks.published.megatron_style import a100
 from experiments.benchmarks.published.step_bytes import StepBytes
 from experiments.benchmarks.published.tables import Table
-from planners.assumptions import Assumptions
-from planners.cost import seconds
+from planners.prices.assumptions import Assumptions
+from planners.prices.cost import seconds
 from planners.work import Matmul, Work
 
 NETWORK = 25e9
@@ -28,7 +28,7 @@ HABITS = Assumptions(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Kernel:
-    """How one attention kernel and norm work, for `planners.block`.
+    """How one attention kernel and norm work, for `planners.prices.block`.
 
     Attributes:
         name: as `planners.work` knows it.

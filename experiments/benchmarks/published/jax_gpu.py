@@ -16,11 +16,11 @@ from experiments.benchmarks.published.judge import Verdict, errors
 from experiments.benchmarks.published.posterior import Coefficients, Prior, regress
 from experiments.benchmarks.published.step_bytes import StepBytes
 from experiments.benchmarks.published.tables import Source, Table
-from planners.assumptions import Assumptions
 from planners.candidates import Candidates
-from planners.cost import seconds
-from planners.presets import nodes
-from planners.topology import Cluster
+from planners.machines.presets import nodes
+from planners.machines.topology import Cluster
+from planners.prices.assumptions import Assumptions
+from planners.prices.cost import seconds
 from planners.work import Matmul, Work
 
 FILE, GROWTH = "jax_gpu", "nvidia_dgxc_scaling"

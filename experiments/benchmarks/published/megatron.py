@@ -7,7 +7,7 @@ from experiments.benchmarks.published import closed_form, vtrain
 from experiments.benchmarks.published.judge import Verdict, errors
 from experiments.benchmarks.published.megatron_style import MEGATRON, REMATS, Runs, a100, runs
 from experiments.benchmarks.published.tables import Source, Table
-from planners.calibration import Calibration
+from planners.learning.calibration import Calibration
 
 KORTHIKANTI, SC21 = "korthikanti2022_table5_end2end", "megatron_sc21_table1"
 

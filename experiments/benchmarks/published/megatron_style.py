@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.benchmarks.published.step_bytes import StepBytes
-from planners.assumptions import Assumptions
 from planners.candidates import Candidates
-from planners.cost import seconds
-from planners.presets import nodes
-from planners.topology import Cluster
+from planners.machines.presets import nodes
+from planners.machines.topology import Cluster
+from planners.prices.assumptions import Assumptions
+from planners.prices.cost import seconds
 from planners.work import Matmul, Work
 
 REMATS = ("none", "selective", "full")

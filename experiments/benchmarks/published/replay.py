@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planners.agent import Agent, Arm, Habits
-from planners.belief import Evidence
+from planners.learning.agent import Agent, Arm, Habits
+from planners.learning.belief import Evidence
 
 HORIZON = 100_000
 """Steps that are left when the replay begins: enough for every probe worth making to pay."""

@@ -2,7 +2,7 @@
 
 File: sailor_measured.csv (github.com/eth-easl/sailor, MIT). Seconds of one layer on each kind of GPU are the authors'
 own profile (facts/sailor_profile.yaml), as their simulator has them: the league is "full profile". What the planner
-adds is `planners.uneven`: which stage sets the pace, what transfers cost it, and what replicas wait for.
+adds is `planners.space.uneven`: which stage sets the pace, what transfers cost it, and what replicas wait for.
 """
 
 import csv
@@ -18,7 +18,7 @@ import yaml
 from experiments.benchmarks.published.judge import Verdict, errors, groups, mean_regret, regret
 from experiments.benchmarks.published.posterior import Coefficients, Prior, regress
 from experiments.benchmarks.published.tables import Source, Table
-from planners.uneven import pipeline_seconds
+from planners.space.uneven import pipeline_seconds
 
 FILE = "sailor_measured"
 PROFILE = Path(__file__).parent / "facts" / "sailor_profile.yaml"

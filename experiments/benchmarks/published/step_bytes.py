@@ -7,7 +7,7 @@ from planners.work import Number
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StepBytes:
-    """What `planners.footprint.Footprint` says of a plan, as far as step time depends on it; one entry per run.
+    """What `planners.prices.footprint.Footprint` says of a plan, as far as step time depends on it; one entry per run.
 
     Attributes:
         parameters: at rest, sharded.

@@ -7,7 +7,7 @@ from experiments.benchmarks.published.judge import Verdict, errors, groups, regr
 from experiments.benchmarks.published.megatron_style import MEGATRON, REMATS, Runs, a100, runs
 from experiments.benchmarks.published.rules_of_thumb import regrets
 from experiments.benchmarks.published.tables import Source, Table
-from planners.calibration import Calibration
+from planners.learning.calibration import Calibration
 
 MULTI, SINGLE = "vtrain_multi", "vtrain_single"
 
@@ -25,7 +25,7 @@ SEEDS = 5
 
 STEP, LOST = "step time error, %", "regret of the chosen plan, %"
 
-PRIOR = "datasheets, NCCL figures and counted habits of the trainer (planners/assumptions.py, MEGATRON), no fitted row"
+PRIOR = "datasheets, NCCL figures and counted habits of the trainer (MEGATRON of planners.prices.assumptions), no fitted row"
 
 MULTI_LOST = {"mean": 1.2, "max": 4.0}
 """Targets of the regret on many nodes, in every league."""

@@ -9,8 +9,8 @@ from experiments.benchmarks.published.closed_form import LINKS, PARTS, Runs, fit
 from experiments.benchmarks.published.judge import groups
 from experiments.benchmarks.published.replay import Job
 from experiments.benchmarks.published.tables import Source, Table
-from planners.agent import Arm
-from planners.belief import Evidence
+from planners.learning.agent import Arm
+from planners.learning.belief import Evidence
 
 MODEL = {"vtrain_single": ("hidden", "layers"), "vtrain_multi": ("params_b",)}
 GROUP = {

@@ -1,0 +1,1 @@
+"""What measured steps teach: calibration, ledger, and the agent that chooses among plans."""

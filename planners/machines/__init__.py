@@ -1,0 +1,1 @@
+"""The machines a plan runs on: topology, presets, files, measured tables, device order."""

@@ -1,0 +1,135 @@
+"""What is alive on a GPU in each phase of one step, as XLA's buffer assignment of compiled steps shows it.
+
+A step allocates one block for all that lives during it, as large as its worst moment. Three moments compete:
+
+    loss      all blocks have run forward; logits, and the head's weights or their gradient
+    backward  one block goes back: its weights, its activations, and the gradients of both
+    update    every gradient in float32
+
+Read off the live ranges of steps compiled for H100 and A100 with jax 0.10.2; `experiments/benchmarks/memory.py`
+compares them with new ones. Small whole numbers below count values of one kind that are alive together.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from planners.candidates import Candidates
+from planners.plan import Workload
+from planners.prices.footprint import Footprint
+from planners.work import Number
+
+Phase: TypeAlias = dict[str, Number]
+"""Bytes by part."""
+
+Kept: TypeAlias = Literal["", "logits", "head"]
+
+HOST = 8
+"""GPUs of one host, as XLA is told of the targets that steps were compiled for (`jaxlm.runtime.aot`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Habits:
+    """What XLA may order as it likes; the same step of another model, or by another version, may come out otherwise.
+
+    Attributes:
+        early: share of the embedding's gradient, all zeros at first, that is allocated before the loss (1) and not
+            after the blocks (0), where one mesh axis is in use and it is no replica axis. 1 errs on the safe side.
+        kept: what waits while the blocks go back, the `logits` that the head's gradient is made of, or that gradient,
+            `head`. Left empty: the gradient, if it is reduced within one host over one mesh axis, else the logits.
+        block: factor on what a block in flight needs.
+    """
+
+    early: float = 1.0
+    kept: Kept = ""
+    block: float = 1.0
+
+
+def phases(
+    step: Footprint, workload: Workload, candidates: Candidates, habits: Mapping[str, Habits] | None = None
+) -> dict[str, Phase]:
+    """Bytes that live during the step only, by phase and part. `habits` are by rematerialisation policy."""
+    habit = [(habits or {}).get(name, Habits()) for name in candidates.remats]
+    sizes = candidates.sizes
+    fsdp, tensor = sizes["fsdp"] > 1, sizes["tensor"]
+    none = candidates.remat == candidates.remats.index("none")
+    chunked = candidates.loss_chunks > 1
+    accumulates = candidates.microbatch < workload.batch
+    replicated = (sizes["data"] > 1) | (sizes["zone"] > 1)
+    axes = sum((size > 1).astype(int) for size in sizes.values())
+    factor, early, logits_wait, head_waits = (
+        np.asarray(column)[candidates.remat]
+        for column in zip(*((h.block, h.early, h.kept == "logits", h.kept == "head") for h in habit), strict=True)
+    )
+
+    sequences = candidates.microbatch // candidates.replicas
+    split = np.where(candidates.sequence, tensor, 1)
+    carry = sequences * step.carry / split
+    kept = sequences * (step.activations - step.whole * (1 - 1 / split))
+    wide, logits, head = sequences * step.largest, sequences * step.logits, step.vocabulary
+    # Zeros that the embedding's gradient is added to: early or late as XLA likes where fsdp alone splits weights, on
+    # one device under rematerialisation, and over tensor alone; early is believed, for that is the safe side.
+    zeros = np.where(fsdp, tensor == 1, np.where(replicated, False, (tensor > 1) | ~none)) & ~chunked
+    always: Phase = {
+        "activations": workload.layers * np.where(none, kept, carry),
+        "cast_weights": np.where(none & step.casts, step.cast_layers, 0),
+        "gradients": step.block_gradients,
+        "gradient_accumulator": np.where(accumulates, step.accumulator, 0),
+        "turned_weights": np.where(fsdp & (accumulates | ~none), step.turned_layers, 0)
+        + np.where(fsdp & accumulates, step.turned_others, 0),
+        "embedding_gradient": np.where(zeros, head * early, 0),
+        "attention_scratch": sequences * step.scratch,
+    }
+    loss: Phase = {
+        "logits": logits / candidates.loss_chunks,
+        "working_parameters": head,
+        "head_gradient": np.where(chunked, 3 * head, 0),  # float32 sums, and the part of one chunk
+        "block_transient": 3 * carry,
+    }
+    backward: Phase = {
+        "block_transient": np.where(none, _block(step, fsdp, wide, carry), _block_again(step, wide, kept, carry))
+        * factor,
+    }
+    near = ((axes == 1) & ~replicated & (candidates.devices <= HOST)) | ((axes == 0) & ~none)
+    stays = np.where(np.where(logits_wait, False, head_waits | near), head, logits)
+    backward["logits"] = np.where(chunked, 0, stays)
+    backward["head_gradient"] = np.where(chunked, 2 * head, 0)
+    return {"loss": always | loss, "backward": always | backward, "update": {"gradients": step.accumulator}}
+
+
+def _block(step: Footprint, fsdp: np.ndarray, wide: Number, carry: Number) -> np.ndarray:
+    """Going back through one block that has kept all it needs: the worst of three moments.
+
+    The gradient of the last matrix, while the weights of the feed-forward part are gathered; the gradients of its
+    wide activations; the end, when the gradients of all weights wait to be scattered together.
+    """
+    gathered = np.where(fsdp, step.mlp, 0)
+    last = gathered + np.where(fsdp, step.query, 0) + step.down + wide + 5 * carry
+    middle = gathered - np.where(fsdp, step.down, 0) + 3 * wide + 7 * carry
+    end = np.where(fsdp, step.layer + 2 * step.query, 0) + 6 * carry
+    return np.maximum(np.maximum(last, middle), end)
+
+
+def _block_again(step: Footprint, wide: Number, kept: Number, carry: Number) -> np.ndarray:
+    """Going back through one block that is computed again first: the worse of two moments.
+
+    All weights and activations are there, and the gradient of one activation; or the last weights have done their
+    work, and the gradients of two wide activations are there.
+    """
+    return np.maximum(step.layer + kept + 3 * carry, step.layer - step.down + kept + wide + 5 * carry)
+
+
+def worst(found: Mapping[str, Phase], rows: int) -> dict[str, np.ndarray]:
+    """The parts of the phase that needs most, for each of `rows` candidates."""
+    names = list(dict.fromkeys(name for phase in found.values() for name in phase))
+    empty = np.zeros(rows)
+    table = {name: np.stack([empty + phase.get(name, 0) for phase in found.values()]) for name in names}
+    peak = np.argmax(np.sum(list(table.values()), axis=0), axis=0)
+    return {name: part[peak, np.arange(rows)] for name, part in table.items()}
+
+
+def temporaries(found: Mapping[str, Phase], rows: int) -> np.ndarray:
+    """Bytes that the step allocates for itself, for each of `rows` candidates."""
+    return np.sum(list(worst(found, rows).values()), axis=0)
