@@ -25,7 +25,7 @@ SEEDS = 5
 
 STEP, LOST = "step time error, %", "regret of the chosen plan, %"
 
-PRIOR = "datasheets, NCCL figures, counted habits of the trainer (MEGATRON of planners.prices.assumptions), no fitted row"
+PRIOR = "datasheets, NCCL, counted habits of the trainer (MEGATRON of planners.prices.assumptions), no fitted row"
 
 MULTI_LOST = {"mean": 1.2, "max": 4.0}
 """Targets of the regret on many nodes, in every league."""
