@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from experiments.benchmarks.published.megatron import SCRIPT
 from experiments.benchmarks.published.megatron_style import MEGATRON, REMATS, a100, runs
 from experiments.benchmarks.published.tables import Table
 from experiments.entry import main
@@ -28,12 +29,6 @@ from planners.schedules.pipeline_time import pipeline_seconds
 from planners.schedules.pipelines import Pipeline, Shape, stage_durations
 
 KORTHIKANTI, SC21, VTRAIN = "korthikanti2022_table5_end2end", "megatron_sc21_table1", "vtrain_multi"
-
-SCRIPT = {39.1: (4, 1), 76.1: (2, 3), 145.6: (2, 2), 310.1: (1, 2), 529.6: (1, 3), 1008.0: (1, 1)}
-"""Billions of parameters -> microbatch and chunks per device, which table 1 of SC21 does not print.
-
-From the authors' script, github.com/NVIDIA/Megatron-LM, examples/sc21/run_table_1.sh.
-"""
 
 FORWARD = {"none": 7.7 / 19.6, "full": 7.7 / 27.2, "selective": 7.2 / 20.3}
 """Part of a layer's time that is its forward pass (Korthikanti et al., table 4; `selective` with sequence parallel)."""
@@ -284,7 +279,7 @@ def sc21(folder: Path) -> list[Job]:
             published=float(row["iter_time_s_derived"]),
         )
         for row in _table(folder, SC21)
-        if float(row["params_b"]) in SCRIPT
+        if int(row["pp"]) > 1 and float(row["params_b"]) in SCRIPT
     ]
 
 

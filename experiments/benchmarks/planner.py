@@ -80,33 +80,36 @@ def _source(config: Config) -> Source:
 
 
 def report_of(verdicts: Sequence[Verdict], source: Source, *, samples: int, seed: int) -> Report:
-    """One row per statistic, ours above the baselines of the same rows; misses are called misses."""
+    """One row per predictor, ours above the baselines of the same rows; misses are called misses."""
     rows: list[Row] = []
     misses: list[str] = []
     for verdict in verdicts:
         what = f"{verdict.what}, {verdict.league}"
-        for name in verdict.shown:
-            rows.append(_ours(verdict, what, name, samples, seed))
-            if verdict.met(name) is False:
-                value = statistic(name, verdict.ours)
-                sign = ">=" if verdict.larger else "<="
-                misses.append(
-                    f"{what}, {verdict.quantity}, {name}: {value:.3g} (target {sign} {verdict.targets[name]:g})"
+        quantity = f"{verdict.quantity}: {' / '.join(verdict.shown)}"
+        low, high = interval("mean", verdict.ours, samples=samples, seed=seed)
+        note = f"OURS, {len(verdict.ours)} values, 95 % of the mean: {low:.3g} to {high:.3g}"
+        rows.append(Row(what=what, quantity=quantity, predicted=_summary(verdict, verdict.ours), note=note))
+        for name in verdict.targets:
+            low, high = interval(name, verdict.ours, samples=samples, seed=seed)
+            value = statistic(name, verdict.ours)
+            target = f"target {'>=' if verdict.larger else '<='} {verdict.targets[name]:g}"
+            rows.append(
+                Row(
+                    what=what,
+                    quantity=f"{verdict.quantity}, {name}",
+                    predicted=f"{value:.4g} (95 %: {low:.3g} to {high:.3g})",
+                    note=f"{target}: {'met' if verdict.met(name) else 'MISSED'}",
                 )
-        rows.extend(
-            Row(
-                what=what,
-                quantity=f"{verdict.quantity}, {name}",
-                predicted=statistic(name, values),
-                note=f"baseline: {other}",
             )
+            if not verdict.met(name):
+                misses.append(f"{what}, {verdict.quantity}, {name}: {value:.3g} ({target})")
+        rows += [
+            Row(what=what, quantity=quantity, predicted=_summary(verdict, values), note=f"baseline: {other}")
             for other, values in verdict.baselines.items()
-            for name in verdict.shown
-        )
+        ]
         for other, figures in verdict.published.items():
-            for name, value in figures.items():
-                quantity = f"{verdict.quantity}, {name}"
-                rows.append(Row(what=what, quantity=quantity, published=value, note=f"{other}, not rerun"))
+            text = ", ".join(f"{name} {value:g}" for name, value in figures.items())
+            rows.append(Row(what=what, quantity=verdict.quantity, published=text, note=f"{other}, not rerun"))
     remarks = [
         "Every value is a summary over rows whose step times others measured and published. "
         "Constants: " + "; ".join(dict.fromkeys(f"{v.what}, {v.league}: {v.constants}" for v in verdicts)) + ".",
@@ -114,18 +117,12 @@ def report_of(verdicts: Sequence[Verdict], source: Source, *, samples: int, seed
     ]
     if source.missing:
         remarks.append("Skipped, because missing: " + ", ".join(source.missing) + ".")
-    details = {"verdicts": [_details(verdict) for verdict in verdicts], "missing": list(source.missing)}
+    details = {"verdicts": [_details(verdict, samples, seed) for verdict in verdicts], "missing": list(source.missing)}
     return Report(title="The planner on published measurements", rows=rows, remarks=remarks, details=details)
 
 
-def _ours(verdict: Verdict, what: str, name: str, samples: int, seed: int) -> Row:
-    low, high = interval(name, verdict.ours, samples=samples, seed=seed)
-    notes = [f"OURS, {len(verdict.ours)} values, 95% {low:.3g} to {high:.3g}"]
-    if (met := verdict.met(name)) is not None:
-        sign = ">=" if verdict.larger else "<="
-        notes.append(f"target {sign} {verdict.targets[name]:g}: {'met' if met else 'MISSED'}")
-    value = statistic(name, verdict.ours)
-    return Row(what=what, quantity=f"{verdict.quantity}, {name}", predicted=value, note="; ".join(notes))
+def _summary(verdict: Verdict, values: np.ndarray) -> str:
+    return " / ".join(f"{statistic(name, np.asarray(values)):.4g}" for name in verdict.shown)
 
 
 def plot(verdicts: Sequence[Verdict], out: Path) -> list[Path]:
@@ -155,13 +152,14 @@ def plot(verdicts: Sequence[Verdict], out: Path) -> list[Path]:
     return [path]
 
 
-def _details(verdict: Verdict) -> dict[str, object]:
+def _details(verdict: Verdict, samples: int, seed: int) -> dict[str, object]:
     summary = lambda values: {name: statistic(name, np.asarray(values)) for name in STATISTICS}
     return {
         "what": verdict.what,
         "league": verdict.league,
         "quantity": verdict.quantity,
         "ours": summary(verdict.ours),
+        "intervals": {name: interval(name, verdict.ours, samples=samples, seed=seed) for name in STATISTICS},
         "baselines": {name: summary(values) for name, values in verdict.baselines.items()},
         "published": verdict.published,
         "targets": verdict.targets,
