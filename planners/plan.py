@@ -469,7 +469,7 @@ class Search:
         calibrate: price plans with what earlier runs on this kind of machine have taught (see `jaxlm doctor`).
         options: XLA options for the training step, passed through the plan.
         balance: whether replicas share the microbatches of a step by measured throughput: `never`, `always`, or `auto`,
-            which does so on several nodes where each replica has at least four.
+            which does so on unequal devices where each replica has at least four.
         alpha: how the shares then follow it.
         schedule: who orders the gradient sums: the `compiler`, or the planner, by the smallest `simulated` time.
     """

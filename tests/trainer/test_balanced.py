@@ -28,7 +28,7 @@ from jaxlm.trainer.state import init_state
 from jaxlm.trainer.step import make_train_step
 from planners.balance import Balance
 from planners.layout import rules
-from planners.machines.presets import nodes
+from planners.machines.presets import mixture, nodes
 from planners.plan import MESH_AXES, Batch, Plan, PlanError, Search, Segment
 from planners.space.sharing import shared
 
@@ -138,10 +138,11 @@ def test_replicas_share_evenly_on_one_node(how):
     assert shared(plan, Search(balance=how), cluster, "bfloat16").batch.balance is None
 
 
-def test_auto_balances_over_several_nodes_where_there_is_something_to_move():
-    cluster, search = nodes("H100", 16), Search(alpha=Balance(gamma=0.9))
-    assert shared(make_plan(4, 8), search, cluster, "bfloat16").batch.balance == Balance(gamma=0.9)
-    assert shared(make_plan(2, 8), search, cluster, "bfloat16").batch.balance is None
+def test_auto_balances_unequal_devices_where_there_is_something_to_move():
+    unequal, search = mixture((("A100-40", 8), ("A100-80", 8))), Search(alpha=Balance(gamma=0.9))
+    assert shared(make_plan(4, 8), search, unequal, "bfloat16").batch.balance == Balance(gamma=0.9)
+    assert shared(make_plan(2, 8), search, unequal, "bfloat16").batch.balance is None
+    assert shared(make_plan(4, 8), search, nodes("H100", 16), "bfloat16").batch.balance is None
 
 
 def test_always_says_what_stands_in_the_way():
