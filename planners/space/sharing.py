@@ -13,8 +13,8 @@ step."""
 def shared(plan: Plan, search: Search, cluster: Cluster, dtype: str) -> Plan:
     """The plan with `batch.balance` set where the search asks for it.
 
-    `auto` means unequal devices, and replicas with LEAST microbatches each: equal ones are left to one program until the
-    two of a shared step have run on GPUs. Raises PlanError where `always` is asked for and no microbatch can move.
+    `auto` means unequal devices, and replicas with LEAST microbatches each: equal ones are left to one program until
+    the two of a shared step have run on GPUs. Raises PlanError where `always` is asked for and no microbatch can move.
     """
     if search.balance == "never" or (search.balance == "auto" and not _worth_it(plan, cluster)):
         return plan
