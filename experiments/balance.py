@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.balance_worker import launch
 from experiments.entry import main
 from experiments.report import Report, Row
 from experiments.runs import Sections, merged, run_of
+from experiments.workers.balance import launch
 from jaxlm.decode import ConfigError, dump
 from jaxlm.files import write_whole
 from jaxlm.trainer.metrics import Record, read_jsonl

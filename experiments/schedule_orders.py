@@ -165,7 +165,7 @@ def measure(config: Config, tried: Sequence[Replicas], out: Path) -> list[dict[s
         address = f"localhost:{server.getsockname()[1]}"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
-    command = [sys.executable, "-m", "experiments.schedule_worker", str(path), address]
+    command = [sys.executable, "-m", "experiments.workers.schedule", str(path), address]
     running = [subprocess.Popen([*command, str(i)], env=environment) for i in range(config.processes)]
     try:
         codes = [process.wait() for process in running]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.balance import Config, judge, of_ideal
-from experiments.balance_worker import launch
+from experiments.workers.balance import launch
 from tests.cli.programs import finish, losses, records, write_config
 from tests.multihost.test_two_processes import free_port
 

@@ -46,7 +46,7 @@ def launch(task: dict[str, Any], folder: Path, *, devices: int = 1) -> list[subp
     file.write_text(json.dumps({**task, "folder": str(folder)}))
     kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX")}
     environment = kept | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "experiments.balance_worker", str(file)]
+    command = [sys.executable, "-m", "experiments.workers.balance", str(file)]
     return [
         subprocess.Popen(
             [*command, str(process)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -1,0 +1,1 @@
+"""Processes that experiments start beside themselves: no experiments of their own."""
