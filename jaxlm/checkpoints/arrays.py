@@ -75,9 +75,11 @@ def _to_our_log(record: logging.LogRecord) -> bool:
 
     Of many writes that fail at once Orbax raises one, and asyncio reports each of the others as never retrieved.
     """
-    trace = record.exc_info[2] if record.exc_info and record.name == "asyncio" else None
+    failure, trace = record.exc_info[1:] if record.exc_info and record.name == "asyncio" else (None, None)
     files = [record.pathname, *(frame.f_code.co_filename for frame, _ in walk_tb(trace))]
-    if not any("/orbax/checkpoint/" in file.replace("\\", "/") for file in files):
+    # A failure that tensorstore sets on a future from a thread of its own has passed through no Python frame.
+    of_tensorstore = isinstance(failure, ValueError) and " in OCDBT database at " in str(failure)
+    if not of_tensorstore and not any("/orbax/checkpoint/" in file.replace("\\", "/") for file in files):
         return True
     _log.debug("orbax: %s", record.getMessage(), exc_info=record.exc_info)
     return False
