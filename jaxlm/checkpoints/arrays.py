@@ -78,7 +78,9 @@ def _to_our_log(record: logging.LogRecord) -> bool:
     failure, trace = record.exc_info[1:] if record.exc_info and record.name == "asyncio" else (None, None)
     files = [record.pathname, *(frame.f_code.co_filename for frame, _ in walk_tb(trace))]
     # A failure that tensorstore sets on a future from a thread of its own has passed through no Python frame.
-    of_tensorstore = isinstance(failure, ValueError) and " in OCDBT database at " in str(failure)
+    of_tensorstore = isinstance(failure, ValueError) and any(
+        sign in str(failure) for sign in (" in OCDBT database at ", "[os_error_code=", "[tensorstore_spec=")
+    )
     if not of_tensorstore and not any("/orbax/checkpoint/" in file.replace("\\", "/") for file in files):
         return True
     _log.debug("orbax: %s", record.getMessage(), exc_info=record.exc_info)
