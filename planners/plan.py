@@ -73,6 +73,27 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One operation of the forward pass of ONE block, for ONE sequence: what computing its outputs once more costs.
+
+    Attributes:
+        outputs: names of the values it computes.
+        inputs: names of the values it reads; `carry` is the input of the block. Weights are not named.
+        flops: of its matrix products, 2 per multiply-add, every pair of positions counted.
+        moved: bytes that cross the memory bus for what is no matrix product, weights left out.
+        axes: logical axes over which its work is split.
+        attention: whether this is the attention kernel, which skips what a causal mask hides.
+    """
+
+    outputs: tuple[str, ...]
+    inputs: tuple[str, ...]
+    flops: float = 0.0
+    moved: float = 0.0
+    axes: tuple[str | None, ...] = ()
+    attention: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """What one training step asks of a machine, read off the model; nothing here depends on a mesh.
 
@@ -82,6 +103,10 @@ class Workload:
     attention kernel needs beside them for one block at a time, for one sequence. FLOPs are those of a forward pass for
     one token (2 per multiply-add); `attention_flops` counts every pair of positions. Where the model is `causal`, half
     of the pairs are never needed.
+
+    `operations` are the forward pass of one block in the order in which it runs, and `values` all that they compute,
+    for one sequence; `activations` are those of them that the backward pass reads. A name that starts with `residual_`
+    is no name in the program: such a value cannot be saved by name. Empty where the block is unknown.
     """
 
     name: str
@@ -100,6 +125,8 @@ class Workload:
     kernel: str
     causal: bool = True
     scratch: tuple[Tensor, ...] = ()
+    operations: tuple[Operation, ...] = ()
+    values: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.sequence < 1 or self.layers < 1:
@@ -179,12 +206,20 @@ class Segment:
 
     `save` names the values kept for the backward pass (z = 1 in eq. 8 means stored); everything else is recomputed
     from the segment's input. `save=None` keeps everything: no rematerialisation. `offload` names values that wait
-    in host memory instead.
+    in host memory instead. `group` layers are rematerialised together: only the input of the first of them is kept, and
+    all of them run forward once more before the first goes back; with `save=()` only.
     """
 
     layers: int
     save: tuple[str, ...] | None = None
     offload: tuple[str, ...] = ()
+    group: int = 1
+
+    def __post_init__(self) -> None:
+        if self.layers < 1 or self.group < 1 or self.layers % self.group:
+            raise PlanError(f"remat: a segment of {self.layers} layers cannot be cut into groups of {self.group}")
+        if self.group > 1 and (self.save != () or self.offload):
+            raise PlanError(f"remat: groups of {self.group} layers keep nothing inside; save must be empty")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -391,12 +426,15 @@ class Plan:
         return f"{axes} | {self.batch.accumulation} x {self.batch.microbatch} sequences | remat {remat}{balanced}"
 
     def to_json(self) -> dict[str, Any]:
-        """Without a schedule or balance that decides nothing, so plans made before there were any keep their digest."""
+        """Without a schedule, balance or group that decides nothing: older plans keep their digest."""
         raw = dataclasses.asdict(self)
         if self.batch.balance is None:
             del raw["batch"]["balance"]
         if self.schedule == Schedule():
             del raw["schedule"]
+        for segment in raw["remat"]:
+            if segment["group"] == 1:
+                del segment["group"]
         return raw
 
     @property
@@ -428,7 +466,7 @@ def _load(path: Path, kind: type[Any], name: str) -> Any:
 def _describe(segment: Segment) -> str:
     if segment.save is None:
         return f"none x{segment.layers}"
-    kept = "+".join(segment.save) or "full"
+    kept = "+".join(segment.save) or ("full" if segment.group == 1 else f"full by {segment.group}")
     return f"{kept} x{segment.layers}" + (f" (offload {'+'.join(segment.offload)})" if segment.offload else "")
 
 
