@@ -22,7 +22,6 @@ from planners.plan import PlanError, Workload, structure
 from planners.prices.footprint import Footprint, footprint
 from planners.prices.memory_phases import Habits, Kept, phases, temporaries
 
-EARLY = (1.0, 0.0)
 KEPT: tuple[Kept, ...] = ("", "logits", "head")
 BLOCK = tuple(float(round(factor, 2)) for factor in np.arange(0.6, 1.41, 0.02))
 """What is tried; the first, and 1.0, are what is believed without a compiled step."""
@@ -128,10 +127,10 @@ def by_layers(first: Observation, second: Observation) -> Line:
 def _best(seen: Sequence[Observation]) -> Habits:
     """By least squares of the relative error, over all habits that are tried."""
     best, least = Habits(), float("inf")
-    for early, kept, block in itertools.product(EARLY, KEPT, BLOCK):
-        habit = Habits(early=early, kept=kept, block=block)
+    for kept, block in itertools.product(KEPT, BLOCK):
+        habit = Habits(kept=kept, block=block)
         error = sum((each.predicted(habit) / each.temporaries - 1) ** 2 for each in seen)
-        doubt = (early != EARLY[0]) + (kept != KEPT[0]) + (block - 1) ** 2 / 0.2**2
+        doubt = (kept != KEPT[0]) + (block - 1) ** 2 / 0.2**2
         if error + DOUBT * doubt < least:
             best, least = habit, error + DOUBT * doubt
     return best

@@ -35,14 +35,11 @@ class Habits:
     """What XLA may order as it likes; the same step of another model, or by another version, may come out otherwise.
 
     Attributes:
-        early: share of the embedding's gradient, all zeros at first, that is allocated before the loss (1) and not
-            after the blocks (0), where one mesh axis is in use and it is no replica axis. 1 errs on the safe side.
         kept: what waits while the blocks go back, the `logits` that the head's gradient is made of, or that gradient,
             `head`. Left empty: the gradient, if it is reduced within one host over one mesh axis, else the logits.
         block: factor on what a block in flight needs.
     """
 
-    early: float = 1.0
     kept: Kept = ""
     block: float = 1.0
 
@@ -59,9 +56,9 @@ def phases(
     accumulates = candidates.microbatch < workload.batch
     replicated = (sizes["data"] > 1) | (sizes["zone"] > 1)
     axes = sum((size > 1).astype(int) for size in sizes.values())
-    factor, early, logits_wait, head_waits = (
+    factor, logits_wait, head_waits = (
         np.asarray(column)[candidates.remat]
-        for column in zip(*((h.block, h.early, h.kept == "logits", h.kept == "head") for h in habit), strict=True)
+        for column in zip(*((h.block, h.kept == "logits", h.kept == "head") for h in habit), strict=True)
     )
 
     sequences = candidates.microbatch // candidates.replicas
@@ -69,9 +66,6 @@ def phases(
     carry = sequences * step.carry / split
     kept = sequences * (step.activations - step.whole * (1 - 1 / split))
     wide, logits, head = sequences * step.largest, sequences * step.logits, step.vocabulary
-    # Zeros that the embedding's gradient is added to: early or late as XLA likes where fsdp alone splits weights, on
-    # one device under rematerialisation, and over tensor alone; early is believed, for that is the safe side.
-    zeros = np.where(fsdp, tensor == 1, np.where(replicated, False, (tensor > 1) | ~none)) & ~chunked
     always: Phase = {
         "activations": workload.layers * np.where(none, kept, carry),
         "cast_weights": np.where(none & step.casts, step.cast_layers, 0),
@@ -79,7 +73,6 @@ def phases(
         "gradient_accumulator": np.where(accumulates, step.accumulator, 0),
         "turned_weights": np.where(fsdp & (accumulates | ~none), step.turned_layers, 0)
         + np.where(fsdp & accumulates, step.turned_others, 0),
-        "embedding_gradient": np.where(zeros, head * early, 0),
         "attention_scratch": sequences * step.scratch,
     }
     loss: Phase = {

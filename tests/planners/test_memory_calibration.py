@@ -24,7 +24,7 @@ def seen(habits: Habits, remat: int, factor: float = 1.0, work: Workload = WORK,
 
 def test_habits_explain_what_was_compiled_better_than_what_was_believed() -> None:
     """Under full rematerialisation, where a block in flight weighs enough to be told from scatter."""
-    habits = Habits(early=0.0, block=1.4)
+    habits = Habits(block=1.4)
     compiled = [seen(habits, 1, fsdp=64), seen(habits, 1, fsdp=16), seen(habits, 1, data=8, fsdp=8)]
     made = calibrate(compiled, jaxlib="1")
     assert set(made.habits) == {"full"}
@@ -48,7 +48,7 @@ def test_two_steps_of_each_policy_are_enough_to_scale_a_block() -> None:
 def test_scatter_of_a_percent_teaches_nothing() -> None:
     noisy = [seen(Habits(), 1, 1.01, fsdp=64), seen(Habits(), 1, 0.99, data=8, fsdp=8)]
     learned = calibrate(noisy, jaxlib="1").habits["full"]
-    assert (learned.early, learned.kept) == (1.0, "")
+    assert learned.kept == ""
     assert learned.block == pytest.approx(1.0, abs=0.05)
 
 
@@ -77,7 +77,7 @@ def test_two_compiles_of_few_layers_tell_all_layers() -> None:
             "m", layers=layers, embed=1024, heads=16, mlp=4096, vocab=128256, batch=64, sequence=2048
         )
 
-    habits = Habits(early=0.0, kept="head", block=1.3)
+    habits = Habits(kept="head", block=1.3)
     line = by_layers(*(seen(habits, 1, 1.0, model(layers), fsdp=16) for layers in (4, 8)))
     deep = seen(habits, 1, 1.0, model(48), fsdp=16)
     assert line.predicted(deep.workload, deep.candidate) == pytest.approx(deep.temporaries, rel=1e-3)
