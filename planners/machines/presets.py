@@ -47,6 +47,7 @@ def device(name: str) -> Device:
         nominal=min(row["peak"].values()),
         source=row["source"],
         units=row["units"],
+        host_bandwidth=row["host_bandwidth"],
     )
 
 

@@ -34,6 +34,7 @@ class Device:
         units: multiprocessors, among which a matrix product is cut up; 0 where unknown.
         products: measured matrix products by dtype; where there are none, a formula says how much of `peak` is reached.
         copies: measured copies in its memory; where there are none, a formula says how much of `bandwidth` is reached.
+        host_bandwidth: bytes/s between its memory and the host's, one direction; 0 where unknown.
     """
 
     kind: str
@@ -46,6 +47,7 @@ class Device:
     units: int = 0
     products: dict[str, tuple[Product, ...]] = field(default_factory=dict)
     copies: tuple[Copy, ...] = ()
+    host_bandwidth: float = 0.0
 
     def __post_init__(self) -> None:
         if self.memory <= 0 or self.bandwidth <= 0 or self.nominal <= 0:
