@@ -13,7 +13,8 @@ import pytest
 
 import jaxlm.session
 from jaxlm.checkpoints import arrays
-from jaxlm.cli import Sturdy, main
+from jaxlm.cli import main
+from jaxlm.cli.training import Sturdy
 from jaxlm.config import load
 from jaxlm.data.corpus import open_corpus
 from jaxlm.session import Session, inference_plan, numerics, resolve

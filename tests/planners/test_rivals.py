@@ -48,7 +48,7 @@ def test_a_saved_workload_is_planned_without_jax(tmp_path: Path) -> None:
     assert Workload.load(file) == work
     code = (
         "import sys\n"
-        "from jaxlm.cli import MakePlan\n"
+        "from jaxlm.cli.planning import MakePlan\n"
         "from pathlib import Path\n"
         f"code = MakePlan(workload=Path({str(file)!r}), cluster='h100x16', explain=True).run()\n"
         "bad = {'jax', 'jaxlib', 'flax', 'optax'} & set(sys.modules)\n"
