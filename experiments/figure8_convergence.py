@@ -22,7 +22,8 @@ from experiments.runs import Sections, run_of, sections, trained
 from jaxlm.decode import ConfigError
 from jaxlm.folder import Folder, open_run
 from jaxlm.trainer.plot import Curve, names, plot_runs, read_curve, smoothed
-from planners.plan import Plan, Prediction
+from planners.findings import Prediction
+from planners.plan import Plan
 
 DOCUMENTS = 364_868_892
 """Documents of C4 en, by the paper's table 2."""

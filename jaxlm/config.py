@@ -11,7 +11,7 @@ from jaxlm.model.config import PRESETS, ModelConfig
 from jaxlm.model.generate import Sampling
 from jaxlm.optim import AdamW, Optimizer
 from jaxlm.trainer.config import TrainConfig
-from planners.plan import Search
+from planners.wishes import Search
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

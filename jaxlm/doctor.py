@@ -12,7 +12,7 @@ from jaxlm.files import user_cache
 from jaxlm.ledger import calibration_for, ledger_path, said
 from jaxlm.model.config import ModelConfig
 from jaxlm.session import local_machine, numerics
-from planners.plan import Search
+from planners.wishes import Search
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy", "jaxlm")
 

@@ -15,9 +15,10 @@ from jaxlm.runtime.aot import chip_name
 from jaxlm.runtime.distributed import cores
 from planners.learning.calibration import Calibration
 from planners.machines.topology import Cluster
-from planners.plan import Search, Workload
+from planners.plan import Workload
 from planners.prices.assumptions import Assumptions
 from planners.prices.memory_calibration import MemoryCalibration
+from planners.wishes import Search
 
 
 def ledger_path() -> Path:

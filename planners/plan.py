@@ -11,12 +11,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, TypeAlias
 
 import cattrs
 from cattrs.v import format_exception
 
 from planners.balance import Balance
+from planners.findings import Alternative, Compilation, Prediction
 
 MESH_AXES: tuple[str, ...] = ("zone", "data", "fsdp", "stage", "context", "tensor")
 """Every mesh axis, slowest link first. Axes of size 1 are kept, so sharding rules never change."""
@@ -280,84 +281,6 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """What the cost model expects of one step on the busiest device; never a measurement.
-
-    `seconds` and `memory` (bytes) are split into named parts that add up to the totals; `link_bytes` are the bytes
-    that one device sends over each mesh axis.
-    """
-
-    seconds: dict[str, float]
-    memory: dict[str, float]
-    link_bytes: dict[str, float] = field(default_factory=dict)
-    mfu: float | None = None
-
-    @property
-    def step_seconds(self) -> float:
-        return sum(self.seconds.values())
-
-    @property
-    def memory_bytes(self) -> float:
-        return sum(self.memory.values())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Traffic:
-    """Collectives of one kind in a compiled step.
-
-    `calls` per step; `size` bytes of one call's whole tensors; `sent` bytes that one device sends in all calls of a
-    step; `beside` the heaviest work the compiler scheduled between their starts and their ends.
-    """
-
-    kind: str
-    axes: str
-    dtype: str
-    calls: int
-    size: float
-    sent: float
-    beside: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Compilation:
-    """What XLA's compiler made of one step, read back; neither a prediction nor a measurement.
-
-    Attributes:
-        target: what it was compiled for.
-        memory: bytes per device by part, without what runtime libraries keep outside the program.
-        link_bytes: that one device sends over each mesh axis.
-        hidden_bytes: those of them that travel beside matrix products.
-        traffic: the collectives behind these sums, most bytes first.
-        warnings: what the compiler complained of.
-        versions: of the packages that compiled it.
-        step_seconds: the predicted step time with the compiled bytes in place of the predicted ones.
-    """
-
-    target: str
-    memory: dict[str, float]
-    link_bytes: dict[str, float] = field(default_factory=dict)
-    hidden_bytes: dict[str, float] = field(default_factory=dict)
-    traffic: tuple[Traffic, ...] = ()
-    warnings: tuple[str, ...] = ()
-    versions: dict[str, str] = field(default_factory=dict)
-    step_seconds: float | None = None
-
-    @property
-    def memory_bytes(self) -> float:
-        return sum(self.memory.values())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Alternative:
-    """A plan that lost: what it was, what it would have cost, and the sentence that says why it lost."""
-
-    summary: str
-    step_seconds: float
-    memory_bytes: float
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Every decision about how one training step runs. A plan changes where work is done, never what is computed."""
 
@@ -490,52 +413,3 @@ def _say(error: BaseException, kind: type | None) -> str:
         type(error) is ValueError and (kind is None or dataclasses.is_dataclass(kind))
     )
     return str(error) if ours else format_exception(error, kind)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Search:
-    """What the user lets the planner choose. An empty field means: the planner decides.
-
-    Attributes:
-        mesh: sizes of mesh axes that are fixed, e.g. {tensor: 2}; the others are searched.
-        microbatch: sequences per microbatch over all devices.
-        remat: `auto` (no rematerialisation if it fits, else the cheapest that does), `none` or `full`.
-        loss_chunks: pieces in which the logits are computed; 0 lets the planner decide.
-        shard_optimizer: split the optimizer state over the data axis too (ZeRO-1); None lets the planner decide.
-        memory_fraction: share of each device's memory that a plan may use.
-        unroll: layers per iteration of the layer scan.
-        calibrate: price plans with what earlier runs on this kind of machine have taught (see `jaxlm doctor`).
-        options: XLA options for the training step, passed through the plan.
-        balance: whether replicas share the microbatches of a step by measured throughput: `never`, `always`, or `auto`,
-            which does so on unequal devices where each replica has at least four.
-        alpha: how the shares then follow it.
-        schedule: who orders the gradient sums: the `compiler`, or the planner, by the smallest `simulated` time.
-    """
-
-    mesh: dict[str, int] = field(default_factory=dict)
-    microbatch: int | None = None
-    remat: Literal["auto", "none", "full"] = "auto"
-    loss_chunks: int = 0
-    shard_optimizer: bool | None = None
-    memory_fraction: float = 0.9
-    unroll: int = 1
-    calibrate: bool = True
-    options: dict[str, str | int | float | bool] = field(default_factory=dict)
-    balance: Literal["auto", "always", "never"] = "auto"
-    alpha: Balance = field(default_factory=Balance)
-    schedule: Literal["compiler", "simulated"] = "compiler"
-
-    def __post_init__(self) -> None:
-        if unknown := set(self.mesh) - set(MESH_AXES):
-            raise ValueError(f"plan.mesh: unknown axes {sorted(unknown)}; the axes are {', '.join(MESH_AXES)}")
-        if not 0.0 < self.memory_fraction <= 1.0:
-            raise ValueError(f"plan.memory_fraction={self.memory_fraction} must be in (0, 1]")
-        if self.loss_chunks < 0 or self.unroll < 1:
-            raise ValueError("plan.loss_chunks must be >= 0 and plan.unroll >= 1")
-
-
-@runtime_checkable
-class Planner(Protocol):
-    """Anything that turns a description of work and machines into a Plan."""
-
-    def __call__(self, workload: Workload, cluster: Any, search: Search) -> Plan: ...

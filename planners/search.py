@@ -4,21 +4,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from planners.explain import gib
+from planners.findings import Prediction
 from planners.layout import EXECUTABLE, check_executable, indivisible, rules
 from planners.machines.device_order import arranged
 from planners.machines.topology import Cluster
-from planners.plan import (
-    MESH_AXES,
-    Batch,
-    Compile,
-    Plan,
-    PlanError,
-    Prediction,
-    Schedule,
-    Search,
-    Segment,
-    Workload,
-)
+from planners.plan import MESH_AXES, Batch, Compile, Plan, PlanError, Schedule, Segment, Workload
 from planners.prices.assumptions import Assumptions
 from planners.prices.paper_cost import Eq1
 from planners.schedules.ordering import ordered
@@ -28,6 +18,7 @@ from planners.space.ranking import ranked
 from planners.space.reasons import alternatives, distinct
 from planners.space.refusal import refusal
 from planners.space.sharing import shared
+from planners.wishes import Search
 
 
 def plan(

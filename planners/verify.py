@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from planners.explain import duration, gib, table
+from planners.findings import Alternative, Compilation, Traffic
 from planners.learning.ledger import candidate
 from planners.machines.topology import Cluster
-from planners.plan import MESH_AXES, Alternative, Compilation, Plan, PlanError, Traffic, Workload
+from planners.plan import MESH_AXES, Plan, PlanError, Workload
 from planners.prices.assumptions import Assumptions
 from planners.prices.comm import calibrated, group
 from planners.prices.memory_calibration import MemoryCalibration, calibrate, observe

@@ -28,8 +28,9 @@ from jaxlm.session import Session, local_machine, numerics, resolve, workload_of
 from planners.learning.agent import Agent
 from planners.learning.arms import LINKS, arm
 from planners.machines.topology import Cluster
-from planners.plan import MESH_AXES, Plan, PlanError, Search, Workload
+from planners.plan import MESH_AXES, Plan, PlanError, Workload
 from planners.search import plan as search_plan
+from planners.wishes import Search
 
 WITHIN = 3.0
 """Most that the chosen plan may lose against the best one, %."""

@@ -30,7 +30,8 @@ import json, sys, time
 from pathlib import Path
 from planners.prices.assumptions import Assumptions
 from planners.machines.cluster_file import load_cluster
-from planners.plan import MESH_AXES, Search, Workload
+from planners.plan import MESH_AXES, Workload
+from planners.wishes import Search
 from planners.space.rivals import compare
 from planners.search import plan
 wall, cpu = time.perf_counter(), time.process_time()

@@ -11,7 +11,8 @@ from jaxlm.cli.common import Common, Refused, report
 
 if TYPE_CHECKING:
     from planners.machines.topology import Cluster
-    from planners.plan import Search, Workload
+    from planners.plan import Workload
+    from planners.wishes import Search
 
 
 @dataclass(kw_only=True)
@@ -109,7 +110,8 @@ class MakePlan(Common):
         if self.workload is not None:
             from jaxlm.decode import decode, dotted, override
             from planners.machines.cluster_file import load_cluster
-            from planners.plan import Search, Workload
+            from planners.plan import Workload
+            from planners.wishes import Search
 
             raw = override({}, dotted(overrides))
             if other := sorted(set(raw) - {"plan"}):

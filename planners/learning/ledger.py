@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from planners.candidates import REMATS, Candidates
+from planners.findings import Prediction
 from planners.learning.calibration import Calibration
 from planners.learning.together import Item, together
 from planners.machines.topology import Cluster
-from planners.plan import Plan, PlanError, Prediction, Segment, Workload, structure
+from planners.plan import Plan, PlanError, Segment, Workload, structure
 from planners.prices.assumptions import Assumptions
 
 FORMAT = 1

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from planners.candidates import Candidates
+from planners.findings import Prediction
 from planners.machines.topology import Cluster
-from planners.plan import BYTES, MESH_AXES, Prediction, Workload
+from planners.plan import BYTES, MESH_AXES, Workload
 from planners.prices.assumptions import Assumptions
 from planners.prices.block import RECOMPUTED, Block, block
 from planners.prices.comm import Group, calibrated, group

@@ -5,13 +5,14 @@ import dataclasses
 import numpy as np
 
 from planners.machines.topology import Cluster
-from planners.plan import Plan, Search, Workload
+from planners.plan import Plan, Workload
 from planners.prices.assumptions import Assumptions
 from planners.prices.comm import calibrated, group
 from planners.prices.footprint import footprint
 from planners.schedules.durations import Duration
 from planners.schedules.profiling import Profile
 from planners.schedules.schedule import Chosen, choose, replica_options
+from planners.wishes import Search
 
 MICROBATCHES = 3
 """Microbatches that are simulated at most: from the second on each meets the sums of the one before it."""

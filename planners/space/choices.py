@@ -6,14 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from planners.candidates import REMATS, Candidates
+from planners.findings import Prediction
 from planners.layout import EXECUTABLE, check_executable, divides
 from planners.machines.device_order import arranged
 from planners.machines.topology import Cluster
-from planners.plan import BATCH_AXES, PlanError, Prediction, Search, Workload
+from planners.plan import BATCH_AXES, PlanError, Workload
 from planners.prices.assumptions import Assumptions
 from planners.prices.cost import Prices, price
 from planners.prices.device_memory import device_memory
 from planners.space.meshes import divisors, meshes
+from planners.wishes import Search
 
 CHUNKS = (1, 2, 4, 8, 16, 32, 64)
 """Pieces of the loss that are tried, fewest first."""

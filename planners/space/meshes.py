@@ -8,7 +8,8 @@ import numpy as np
 
 from planners.layout import divides, indivisible, rules, ways
 from planners.machines.topology import Cluster
-from planners.plan import BATCH_AXES, MESH_AXES, PlanError, Search, Workload
+from planners.plan import BATCH_AXES, MESH_AXES, PlanError, Workload
+from planners.wishes import Search
 
 
 def meshes(workload: Workload, cluster: Cluster, search: Search, axes: Sequence[str]) -> dict[str, np.ndarray]:

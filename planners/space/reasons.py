@@ -3,8 +3,9 @@
 import numpy as np
 
 from planners.explain import duration, gib
+from planners.findings import Alternative
 from planners.machines.topology import Cluster
-from planners.plan import Alternative, Workload
+from planners.plan import Workload
 from planners.prices.assumptions import Assumptions
 from planners.space.choices import Choice, Choices, summarise
 

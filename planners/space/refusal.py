@@ -8,9 +8,10 @@ import numpy as np
 from planners.explain import gib, memory_table
 from planners.layout import ways
 from planners.machines.topology import Cluster, Link
-from planners.plan import BATCH_AXES, PlanError, Search, Tensor, Workload
+from planners.plan import BATCH_AXES, PlanError, Tensor, Workload
 from planners.prices.assumptions import Assumptions
 from planners.space.choices import Choice, Choices, priced_choices, summarise
+from planners.wishes import Search
 
 
 def refusal(

@@ -8,13 +8,14 @@ import numpy as np
 
 from planners.explain import duration, gib, table
 from planners.machines.topology import Cluster
-from planners.plan import Plan, Search, Workload
+from planners.plan import Plan, Workload
 from planners.prices.assumptions import Assumptions
 from planners.prices.paper_cost import c_comm_eq7
 from planners.space.baselines import BASELINES
 from planners.space.choices import Choices, priced_choices, summarise
 from planners.space.mixed import Uneven, uneven
 from planners.space.ranking import pareto
+from planners.wishes import Search
 
 COMMUNICATION = ("tensor_parallel", "context_ring", "pipeline_hops", "fsdp_gather", "gradient_sync", "weight_gather")
 """Parts of the seconds that are communication, as far as compute does not hide it."""

@@ -3,7 +3,8 @@
 import dataclasses
 
 from planners.machines.topology import Cluster
-from planners.plan import Plan, PlanError, Search
+from planners.plan import Plan, PlanError
+from planners.wishes import Search
 
 LEAST = 4
 """Microbatches of a replica from which `auto` shares them: with fewer, none can move for less than a third of the

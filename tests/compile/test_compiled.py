@@ -14,9 +14,10 @@ from jaxlm.data.config import DataConfig
 from jaxlm.model.config import ModelConfig
 from jaxlm.session import numerics
 from jaxlm.trainer.config import TrainConfig
+from planners.findings import Alternative
 from planners.layout import rules
 from planners.machines.cluster_file import load_cluster
-from planners.plan import MESH_AXES, Alternative, Batch, Plan, PlanError, Segment
+from planners.plan import MESH_AXES, Batch, Plan, PlanError, Segment
 from planners.programs.compiled import CompileError, OutOfMemory
 from planners.programs.hlo import collectives
 

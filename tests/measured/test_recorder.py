@@ -18,9 +18,9 @@ from jaxlm.setup import Options, Setup
 from jaxlm.trainer.loop import Finished
 from planners.learning.ledger import read
 from planners.machines.cluster_file import load_cluster
-from planners.plan import Search
 from planners.prices.memory_calibration import MemoryCalibration
 from planners.prices.memory_phases import Habits
+from planners.wishes import Search
 from tests.planners.workloads import llama
 
 WORK = llama(

@@ -20,8 +20,9 @@ from jaxlm.model.packed_attention import DOCUMENTS, attend, extents, obstacles, 
 from jaxlm.sharding import Rules, make_mesh
 from planners.layout import rules
 from planners.machines.cluster_file import load_cluster
-from planners.plan import MESH_AXES, Batch, Plan, Search, Segment
+from planners.plan import MESH_AXES, Batch, Plan, Segment
 from planners.search import price
+from planners.wishes import Search
 
 B, T, N, K, H = 8, 24, 4, 2, 8
 

@@ -15,12 +15,13 @@ from planners.candidates import Candidates
 from planners.explain import explain
 from planners.machines.presets import nodes
 from planners.machines.topology import Cluster
-from planners.plan import MESH_AXES, Search, Workload
+from planners.plan import MESH_AXES, Workload
 from planners.prices import cost
 from planners.prices.assumptions import Assumptions
 from planners.prices.comm import group
 from planners.prices.compute import efficiency, product_seconds
 from planners.search import plan, price
+from planners.wishes import Search
 
 
 def mesh(**sizes: int) -> dict[str, int]:

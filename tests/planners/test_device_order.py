@@ -9,8 +9,8 @@ from planners.machines.cluster_file import load_cluster
 from planners.machines.device_order import arranged
 from planners.machines.presets import nodes
 from planners.machines.topology import Cluster, Edge
-from planners.plan import Search
 from planners.search import plan, price
+from planners.wishes import Search
 
 NETWORK = nodes("H100", 64).tiers[1]
 

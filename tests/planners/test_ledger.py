@@ -8,9 +8,10 @@ import pytest
 
 from planners.learning.ledger import Entry, Measured, append, bare, candidate, learn, predict, read
 from planners.machines.cluster_file import load_cluster
-from planners.plan import Plan, PlanError, Search, Segment, Workload
+from planners.plan import Plan, PlanError, Segment, Workload
 from planners.prices.assumptions import Assumptions
 from planners.search import plan as search_plan
+from planners.wishes import Search
 from tests.planners.workloads import llama
 
 CLUSTER = load_cluster("cpux2")

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from planners.candidates import Candidates
 from planners.layout import rules
 from planners.machines.presets import host, nodes
-from planners.plan import MESH_AXES, Search, Tensor, Workload
+from planners.plan import MESH_AXES, Tensor, Workload
 from planners.prices import cost
 from planners.prices.assumptions import Assumptions
 from planners.prices.footprint import footprint
 from planners.prices.memory import Remat
 from planners.prices.memory_phases import phases, temporaries
 from planners.search import price
+from planners.wishes import Search
 
 
 def mesh(**sizes: int) -> dict[str, int]:

@@ -5,10 +5,11 @@ import dataclasses
 from planners.explain import explain
 from planners.machines.presets import nodes
 from planners.machines.topology import Cluster
-from planners.plan import MESH_AXES, Schedule, Search
+from planners.plan import MESH_AXES, Schedule
 from planners.prices.assumptions import Assumptions
 from planners.schedules.ordering import COMBINE, simulate
 from planners.search import plan
+from planners.wishes import Search
 from tests.planners.workloads import llama_1b
 
 

@@ -8,11 +8,12 @@ import numpy as np
 import workloads
 
 from planners.machines.presets import nodes
-from planners.plan import MESH_AXES, Search, Workload
+from planners.plan import MESH_AXES, Workload
 from planners.search import plan
 from planners.space.baselines import data_parallel, megatron_heuristic, simple_rule
 from planners.space.ranking import pareto
 from planners.space.rivals import compare
+from planners.wishes import Search
 
 
 def test_rules_of_thumb_pick_what_fits_and_are_never_predicted_faster() -> None:

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from planners.layout import indivisible
 from planners.machines.presets import host, nodes
 from planners.machines.topology import Cluster
-from planners.plan import MESH_AXES, Plan, PlanError, Planner, Search, Workload, structure
+from planners.plan import MESH_AXES, Plan, PlanError, Workload, structure
 from planners.prices.assumptions import Assumptions
 from planners.search import check, plan, price
 from planners.space.choices import priced_choices
+from planners.wishes import Planner, Search
 
 GOLDEN = Path(__file__).parent / "golden"
 GIB = 2**30

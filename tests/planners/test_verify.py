@@ -15,7 +15,7 @@ from planners.explain import explain
 from planners.learning.ledger import candidate
 from planners.machines.cluster_file import load_cluster
 from planners.machines.topology import Cluster
-from planners.plan import MESH_AXES, Plan, PlanError, Search
+from planners.plan import MESH_AXES, Plan, PlanError
 from planners.prices.assumptions import Assumptions
 from planners.prices.cost import price
 from planners.prices.memory_calibration import observe
@@ -24,6 +24,7 @@ from planners.programs.compiled import Compiled, CompileError, OutOfMemory, TooS
 from planners.programs.hlo import Collective
 from planners.search import shortlist
 from planners.verify import COMMUNICATION, FOLLOWING, Checked, call_seconds, learn_memory, sent_by_axis, verify
+from planners.wishes import Search
 from tests.planners.workloads import llama
 
 GIB = 2**30

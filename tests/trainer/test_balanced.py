@@ -29,8 +29,9 @@ from jaxlm.trainer.step import make_train_step
 from planners.balance import Balance
 from planners.layout import rules
 from planners.machines.presets import mixture, nodes
-from planners.plan import MESH_AXES, Batch, Plan, PlanError, Search, Segment
+from planners.plan import MESH_AXES, Batch, Plan, PlanError, Segment
 from planners.space.sharing import shared
+from planners.wishes import Search
 
 TX = optax.sgd(0.1)
 REPLICAS, ROWS, LENGTH = 4, 32, 8
