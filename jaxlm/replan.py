@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import json
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,12 +15,9 @@ import jax
 from jaxlm.checkpoints.processes import first_decides, first_does
 from jaxlm.folder import write_json
 from jaxlm.ledger import calibration_for
-from jaxlm.session import Session
 from jaxlm.setup import Setup
 from jaxlm.trainer.loop import Finished
 from jaxlm.trainer.metrics import JsonLines
-from jaxlm.trainer.state import TrainState
-from jaxlm.tree import from_named, named_leaves
 from planners.learning.agent import Agent, Decision
 from planners.learning.arms import LINKS, arm, candidates, program
 from planners.learning.conductor import Conductor, Pace, decision_of
@@ -152,15 +148,15 @@ class Replanner:
         if decision.kind != "keep":
             self.say(f"after step {step} the agent {decision.kind}s {plan.summary()}: {decision.reason}")
 
-    def refuse(self, used: float, before: int) -> bool:
+    def refuse(self, used: float) -> bool:
         """Whether the compiled plan does not fit by the compiler's count of `used` bytes per device: it is then left
-        for good, and arm `before` runs on."""
+        for good, and the one before it runs on."""
         device, conductor = self.setup.cluster.device, self.conductor
         if used + device.overhead <= device.memory * self.setup.run.plan.memory_fraction:
             return False
         self.say(f"{self.plan.summary()} does not fit: XLA counts {used / 2**30:.2f} GiB; the agent leaves it for good")
         conductor.agent.refuse(conductor.current)
-        conductor.back(before)
+        conductor.back(self.before)
         return True
 
     def facts(self) -> dict[str, Any]:
@@ -170,14 +166,3 @@ class Replanner:
     def close(self) -> None:
         if self.log is not None:
             self.log.close()
-
-
-def reshard(state: TrainState[Any], session: Session) -> tuple[TrainState[Any], float]:
-    """The state laid out as another session's plan says, bit for bit, tensor by tensor; and how long it took."""
-    began = time.monotonic()
-    named, places = named_leaves(state), named_leaves(session.places)
-    moved = {}
-    for name in list(named):
-        moved[name] = jax.device_put(named.pop(name), places[name])
-    after = jax.block_until_ready(from_named(session.abstract, moved))
-    return after, time.monotonic() - began

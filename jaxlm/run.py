@@ -1,7 +1,5 @@
 """The composition root of training: configuration, data, model, plan, mesh, loop and checkpoints meet here."""
 
-import dataclasses
-import hashlib
 import shlex
 import sys
 import time
@@ -12,7 +10,7 @@ from typing import Any
 
 import jax
 
-from jaxlm.balancing import Balancer
+from jaxlm.changing import Changes
 from jaxlm.checkpoints.errors import CheckpointError
 from jaxlm.checkpoints.processes import first_decides
 from jaxlm.checkpoints.schedule import Schedule
@@ -22,20 +20,21 @@ from jaxlm.data.corpus import Corpus, gzip_bits_per_byte
 from jaxlm.data.loader import Loader
 from jaxlm.data.prepare import prepare
 from jaxlm.data.progress import show_progress, silent
-from jaxlm.decode import ConfigError, dump, encode
-from jaxlm.evaluation import Judge, sample
+from jaxlm.decode import encode
+from jaxlm.evaluation import sample
 from jaxlm.files import DiskFull, room, user_cache, write_whole
-from jaxlm.finetune import begin, check_parent, starting
+from jaxlm.finetune import check_parent
 from jaxlm.folder import Folder, write_json
-from jaxlm.measured import Recorder
-from jaxlm.model.attention import require_kernel, say_kernel
+from jaxlm.model.attention import say_kernel
 from jaxlm.planned import choose_plan, predicted
-from jaxlm.replan import Replanner, reshard
+from jaxlm.replan import Replanner
+from jaxlm.running import Running, running
 from jaxlm.runtime.distributed import start
 from jaxlm.runtime.lock import run_lock
 from jaxlm.runtime.peers import Peers
 from jaxlm.session import Session, described_machine, expected_vocab, local_machine, numerics, resolve, workload_of
 from jaxlm.setup import Options, Setup, resume_command
+from jaxlm.state import config_digest, first_state
 from jaxlm.trainer.hooks import Evaluating, Saving
 from jaxlm.trainer.loop import Finished, Hook, Outcome
 from jaxlm.trainer.loop import train as run_loop
@@ -48,7 +47,6 @@ from jaxlm.trainer.stop import Asked, Interrupted, StopSignal, never
 from jaxlm.trainer.tracking import WeightsAndBiases, require_tracking
 from jaxlm.tree import named_leaves
 from planners.explain import explain
-from planners.learning.arms import program
 
 Say = Callable[[str], None]
 
@@ -125,13 +123,14 @@ def _train(setup: Setup, stop: StopSignal, say: Say) -> int:
         jax.set_mesh(session.mesh),
         run.checkpoint.build(folder.checkpoints) as store,
     ):
-        state, done = _state(session, store, corpus, folder, say)
+        state, done = first_state(session, store, corpus, folder, say)
         if leader:
             folder.write_config(run)
             write_json(folder.plan, setup.plan.to_json())
             write_whole(folder.explanation, (explain(setup.plan, setup.cluster) + "\n").encode())
             write_whole(folder.tokenizer, corpus.tokenizer.model)
-        training = _Training(setup, session, corpus, store, stop, say)
+        shares = store.facts(done).get("shares") if done else None
+        training = _Training(running(setup, session, corpus, shares), corpus, store, stop, say)
         if done < run.train.steps:
             return training.run(state, done)
         if folder.finished() == done:
@@ -142,54 +141,18 @@ def _train(setup: Setup, stop: StopSignal, say: Say) -> int:
         return training.finish(Outcome(state, done, "done"), {"train_seconds": 0.0, "compile_seconds": 0.0})
 
 
-def config_digest(run: Run) -> str:
-    """Which configuration a checkpoint was saved under."""
-    return hashlib.sha256(dump(run).encode()).hexdigest()
-
-
-def _state(session: Session, store: Store, corpus: Corpus, folder: Folder, say: Say) -> tuple[TrainState[Any], int]:
-    """The newest good checkpoint, or a fresh state; and how many steps it has done. Raises ConfigError."""
-    found = store.latest()
-    for sentence in found.skipped:
-        say(f"skipped: {sentence}")
-    if found.step is None:
-        if lost := store.begun():
-            raise CheckpointError(
-                f"every checkpoint in {store.directory} is damaged (steps {', '.join(map(str, lost))}, see above): "
-                "restore one from a backup, or begin again in another --run-dir"
-            )
-        if session.run.parent is None:
-            return session.fresh(), 0
-        say(starting(session.run, session.run.parent))
-        return begin(session, session.run.parent), 0
-    facts = store.facts(found.step)
-    if not folder.config.exists() and facts["config"] != config_digest(session.run):
-        raise ConfigError(
-            f"checkpoint.path={session.run.checkpoint.path} holds step {found.step} of a run with another "
-            f"configuration, and {folder.path} is new. Give exactly the configuration of that run, or another path"
-        )
-    if facts["data"] != corpus.digest:
-        raise ConfigError(
-            f"the data has changed since this run began (digest {facts['data'][:12]}, now {corpus.digest[:12]}): "
-            "a resumed run would see other tokens. Take the old data back, or choose another --run-dir."
-        )
-    state, _ = session.restore(store, found.step)
-    say(f"resuming {store.directory} after step {found.step}")
-    return state, found.step
-
-
 class _Training:
-    """One pass through the loop, from a state to its last checkpoint, evaluation, sample and summary."""
+    """One pass through the loop, from a state to its last checkpoint, evaluation, sample and summary.
 
-    def __init__(self, setup: Setup, session: Session, corpus: Corpus, store: Store, stop: StopSignal, say: Say):
-        self.setup, self.session, self.corpus, self.store = setup, session, corpus, store
-        self.stop, self.say, self.again = stop, say, setup.options.again
-        self.run_config, self.folder = setup.run, setup.folder
+    `now`: what runs under the plan that is followed at the moment.
+    """
+
+    def __init__(self, now: Running, corpus: Corpus, store: Store, stop: StopSignal, say: Say):
+        self.now, self.corpus, self.store = now, corpus, store
+        self.stop, self.say, self.again = stop, say, now.setup.options.again
+        self.run_config, self.folder = now.setup.run, now.setup.folder
         self.leader = jax.process_index() == 0
-        self.judge = Judge(session, corpus)
         self.tracking: WeightsAndBiases | None = None
-        self.recorder = Recorder(setup)
-        self.balancer: Balancer | None = None
 
     def run(self, state: TrainState[Any], done: int) -> int:
         """Everything that is left to do of a run of which `done` steps are done; its exit code."""
@@ -204,42 +167,41 @@ class _Training:
     def _run(self, state: TrainState[Any], done: int) -> int:
         run = self.run_config
         loader = Loader(self.corpus.training(run.data), run.train.batch, run.data.sequence, run.data.mode, run.seed)
-        saved_facts = self.store.facts(done) if done else {}
-        self.balancer = self._balancer(saved_facts.get("shares"))
-        feed = self._feed(loader)
-        step, compile_seconds = self._compile(feed[done])
+        feed = self.now.feed(loader)
+        compile_seconds = self.now.compile(feed[done], self.say)
         self.say(loader.describe(run.train.steps))
         progress = Progress(done, run.train.steps) if self.leader else None
         writers = self._writers(done, progress)
         say = progress.say if progress else self.say
         evaluating = Evaluating(run.train.eval_every, lambda at, state: self._evaluate_between_steps(at, state, say))
         meter = Meter(self._work(loader), run.train.log_every, run.train.steps, writers)
-        replanner = self._replanner(done, saved_facts.get("replan"), compile_seconds, say)
+        replanner = self._replanner(done, compile_seconds, say)
+        changes = None if replanner is None else Changes(replanner, self.now, self.corpus, loader, self.meshes, say)
 
         def report(finished: Finished) -> None:
-            self.recorder(finished)
-            if self.balancer is not None:
-                self.balancer.say = say
-                finished = self.balancer.observe(finished)
+            self.now.recorder(finished)
+            if self.now.balancer is not None:
+                self.now.balancer.say = say
+                finished = self.now.balancer.observe(finished)
             if replanner is not None:
                 replanner.observe(finished)
             meter(finished)
 
         def moving() -> dict[str, Any]:
-            shares = {} if self.balancer is None else {"shares": self.balancer.to_json()}
-            return shares | (replanner.facts() if replanner is not None else {})
+            shares = self.now.shares()
+            facts = {} if shares is None else {"shares": shares}
+            return facts | (replanner.facts() if replanner is not None else {})
 
         saving = self._saving(meter.flush, moving)
         hooks: Sequence[Hook] = (saving, evaluating)
-        programs = {program(self.setup.plan): (self.session, self.judge, step)}
         began = time.monotonic()
         try:
             with self.stop.deferred(), ExitStack() as last:
-                for each in (step, progress, *writers, meter, replanner):
+                for each in (changes or self.now, progress, *writers, meter, replanner):
                     if hasattr(each, "close") and each is not self.tracking:
                         last.callback(each.close)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-                if self.setup.options.profile is not None and self.leader:
-                    profiling = Profiling(self.setup.options.profile, self.folder.profile, say)
+                if self.now.setup.options.profile is not None and self.leader:
+                    profiling = Profiling(self.now.setup.options.profile, self.folder.profile, say)
                     profiling.begin(done)
                     last.callback(profiling.close)
                     hooks = profiling.around(hooks)
@@ -247,11 +209,11 @@ class _Training:
                     with closing(feed.iterate(done, run.train.steps)) as batches:
                         outcome = run_loop(
                             state,
-                            step=step,
+                            step=self.now.step,
                             batches=batches,
                             start=done,
                             steps=run.train.steps,
-                            tensors=list(named_leaves(self.session.abstract.model)),
+                            tensors=list(named_leaves(self.now.session.abstract.model)),
                             report=report,
                             hooks=hooks,
                             stop=self._asked,
@@ -259,10 +221,11 @@ class _Training:
                         )
                     if outcome.reason != "paused":
                         break
-                    assert replanner is not None
+                    assert changes is not None
                     state, done = outcome.state, outcome.step
-                    if replanner.decide(done):
-                        step, feed, state, seconds = self._change(replanner, programs, loader, state, done, last)
+                    if changes.replanner.decide(done):
+                        self.now, state, seconds = changes.follow(self.now, state, done)
+                        feed = self.now.feed(loader)
                         compile_seconds += seconds
                 seconds = time.monotonic() - began
                 saved = saving.finally_save(outcome.step, outcome.state)
@@ -274,60 +237,14 @@ class _Training:
             return self._stopped(outcome, saved, asked)
         return self.finish(outcome, {"train_seconds": seconds, "compile_seconds": compile_seconds})
 
-    def _replanner(self, done: int, saved: dict[str, Any] | None, compile_seconds: float, say: Say) -> Replanner | None:
+    def _replanner(self, done: int, compile_seconds: float, say: Say) -> Replanner | None:
         """What tries other plans, where the configuration asks for it."""
-        if not self.run_config.train.replan.enabled or self.setup.cluster.count == 1:
+        if not self.run_config.train.replan.enabled or self.now.setup.cluster.count == 1:
             return None
-        replanner = Replanner(self.setup, done, saved, say)
+        saved = self.store.facts(done).get("replan") if done else None
+        replanner = Replanner(self.now.setup, done, saved, say)
         replanner.conductor.compiled(compile_seconds)
         return replanner
-
-    def _feed(self, loader: Loader) -> Any:
-        batch = self.setup.plan.batch
-        if self.balancer is None:
-            return self.session.feed(loader, batch.accumulation, batch.microbatch)
-        return self.session.shared_feed(loader, self.balancer.slots, self.balancer.sequences, self.balancer.now)
-
-    def _change(
-        self,
-        replanner: Replanner,
-        programs: dict[str, tuple[Session, Judge, Any]],
-        loader: Loader,
-        state: TrainState[Any],
-        done: int,
-        last: ExitStack,
-    ) -> tuple[Any, Any, TrainState[Any], float]:
-        """Goes over to the plan of `replanner`: its step, its batches, the state laid out for it, and the seconds of
-        compiling. Where it does not fit, all that is as before."""
-        before, arm = (self.setup, self.session, self.judge, self.balancer, self.recorder), replanner.before
-        self.setup = dataclasses.replace(self.setup, plan=replanner.plan)
-        self.recorder = Recorder(self.setup)  # what is compared is the plan that the run ends with
-        name, seconds = program(replanner.plan), 0.0
-        shares = None if self.balancer is None else self.balancer.to_json()
-        known = programs.get(name)
-        if known is None:
-            session = Session(self.run_config, self.session.model, self.setup.how, self.setup.plan)
-            with jax.set_mesh(session.mesh):
-                self.session = session
-                self.balancer = self._balancer(shares)
-                step, seconds = self._compile(self._feed(loader)[done])
-                analysis = step.memory_analysis()
-                used = 0 if analysis is None else analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
-                if replanner.refuse(used, arm):
-                    self.setup, self.session, self.judge, self.balancer, self.recorder = before
-                    name = program(self.setup.plan)
-                    return programs[name][2], self._feed(loader), state, seconds
-                programs[name] = known = (session, Judge(session, self.corpus), step)
-            if hasattr(step, "close"):
-                last.callback(step.close)
-            replanner.conductor.compiled(seconds)
-        self.session, self.judge, step = known
-        self.meshes.enter_context(jax.set_mesh(self.session.mesh))
-        self.balancer = self._balancer(shares)
-        if self.session is not before[1]:
-            state, moved = reshard(state, self.session)
-            replanner.conductor.moved(moved)
-        return step, self._feed(loader), state, seconds
 
     def _kept(self, step: int, saved: bool) -> str:
         where = f"state after step {step} saved" if saved else "nothing saved: checkpoint.enabled is false"
@@ -339,42 +256,12 @@ class _Training:
             return None
         return self.stop.agreed()
 
-    def _compile(self, batch: Any) -> tuple[Any, float]:
-        began = time.monotonic()
-        balanced = self.setup.plan.batch.balance is not None
-        compile_balanced = lambda batch: self.session.compile_balanced(batch, self.setup.options.pace)
-        compiled = compile_balanced(batch) if balanced else self.session.compile_step(batch)
-        seconds = time.monotonic() - began
-        require_kernel(self.session.how.kernel, compiled.as_text() or "")
-        analysis = compiled.memory_analysis()
-        if analysis is not None:
-            used = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
-            new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-            if not balanced:  # a step of two programs teaches nothing about the memory of one
-                self.recorder.compiled = {
-                    "arguments": float(analysis.argument_size_in_bytes),
-                    "temporaries": float(analysis.temp_size_in_bytes),
-                    "outputs": float(new),
-                }
-            predicted = self.setup.plan.predicted
-            expected = predicted.memory_bytes - predicted.memory.get("runtime", 0.0) if predicted else 0.0
-            beside = f" (predicted {expected / 2**20:,.0f} MiB, both without runtime libraries)" if predicted else ""
-            self.say(f"step compiled in {seconds:.1f} s: {used / 2**20:,.0f} MiB per device by XLA{beside}")
-        return compiled, seconds
-
-    def _balancer(self, saved: dict[str, Any] | None) -> Balancer | None:
-        """What keeps the replicas' shares, where the plan has them unequal: as they were when the run was left."""
-        plan = self.setup.plan
-        if plan.batch.balance is None:
-            return None
-        return Balancer(plan, self.run_config.data.sequence, saved)
-
     def _saving(self, report: Callable[[], None], moving: Callable[[], dict[str, Any]]) -> Saving:
         run = self.run_config
         agree = first_decides if jax.process_count() > 1 else bool
         facts = {
             "config": config_digest(run),
-            "plan": self.setup.plan.digest,
+            "plan": self.now.setup.plan.digest,
             "data": self.corpus.digest,
             "seed": run.seed,
             "parent": encode(run.parent),
@@ -392,13 +279,13 @@ class _Training:
         return writers
 
     def _work(self, loader: Loader) -> Work:
-        workload, cluster = self.setup.workload, self.setup.cluster
+        workload, cluster = self.now.setup.workload, self.now.setup.cluster
         return Work(
             tokens=workload.tokens,
             flops_full=workload.step_flops(causal=False),
             flops_causal=workload.step_flops(causal=True),
             devices=cluster.count,
-            peak=cluster.device.peak.get(self.session.how.dtype),
+            peak=cluster.device.peak.get(self.now.session.how.dtype),
             bytes_per_token=loader.bytes_per_token,
         )
 
@@ -412,7 +299,7 @@ class _Training:
         predictions: bool = False,
         asked: Asked = never,
     ) -> dict[str, Any]:
-        result = self.judge(state.model, batches, predictions=predictions, asked=asked).facts()
+        result = self.now.judge(state.model, batches, predictions=predictions, asked=asked).facts()
         record = {"step": step, **result}
         if self.leader:
             writer = JsonLines(self.folder.evaluations, keep=step - 1)
@@ -448,44 +335,44 @@ class _Training:
         time for learning."""
         if not self.leader:
             return {}
-        facts, said = self.recorder.finish(learning=learning)
+        facts, said = self.now.recorder.finish(learning=learning)
         if said:
             self.say(said)
         return facts
 
     def _resume(self) -> str:
-        return resume_command(self.setup)
+        return resume_command(self.now.setup)
 
     def finish(self, outcome: Outcome, seconds: dict[str, float]) -> int:
         run, folder, say = self.run_config, self.folder, self.say
         compared = self._compare()
         result = self._evaluate(outcome.step, outcome.state, 0, lambda text: None, predictions=True)
-        gzip = gzip_bits_per_byte(self.corpus, self.judge.split) if self.leader else 0.0
+        gzip = gzip_bits_per_byte(self.corpus, self.now.judge.split) if self.leader else 0.0
         say(
             f"trained {outcome.step} steps in {seconds_as_text(seconds['train_seconds'])}\n"
-            f"held-out text ({self.judge.split}, {result['bytes']:,} bytes): "
+            f"held-out text ({self.now.judge.split}, {result['bytes']:,} bytes): "
             f"{result['bits_per_byte']:.3f} bits per byte; gzip -9 of the same text: {gzip:.3f}"
         )
         if run.sample.prompt is not None:
             say(f"sample ({run.sample.tokens} tokens, temperature {run.sample.temperature}):")
             say(sample(outcome.state.model, self.corpus.tokenizer, run.sample))
         if self.leader:
-            plan = self.setup.plan
+            plan = self.now.setup.plan
             records = read_jsonl(folder.metrics)
             summary = {
                 "name": run.name,
                 "step": outcome.step,
                 **result,
                 "gzip_bits_per_byte": gzip,
-                "split": self.judge.split,
+                "split": self.now.judge.split,
                 **seconds,
                 "tokens_per_second": records[-1]["tokens_per_second"],
-                "parameters": self.setup.workload.parameter_count,
+                "parameters": self.now.setup.workload.parameter_count,
                 "plan": plan.summary(),
                 "plan_digest": plan.digest,
                 "predicted_vs_measured": compared,
-                "devices": self.setup.cluster.describe(),
-                "attention": self.session.how.kernel,
+                "devices": self.now.setup.cluster.describe(),
+                "attention": self.now.session.how.kernel,
                 "jax": jax.__version__,
                 "date": time.strftime("%Y-%m-%d"),
             }

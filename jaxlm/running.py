@@ -1,0 +1,107 @@
+"""What a run consists of under the plan that it follows now: session, compiled step, judge, shares, comparison."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jaxlm.balancing import Balancer
+from jaxlm.data.corpus import Corpus
+from jaxlm.data.loader import Loader
+from jaxlm.evaluation import Judge
+from jaxlm.measured import Recorder
+from jaxlm.model.attention import require_kernel
+from jaxlm.session import Session
+from jaxlm.setup import Setup
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes per device of a compiled step, as XLA counts them. `outputs` are those that no argument makes room for."""
+
+    arguments: int
+    temporaries: int
+    outputs: int
+
+    @property
+    def used(self) -> int:
+        return self.arguments + self.temporaries
+
+
+@dataclass(slots=True)
+class Running:
+    """A run under one plan. Use inside `with jax.set_mesh(running.session.mesh)`.
+
+    Attributes:
+        step: the compiled step; None until `compile`.
+        balancer: keeps the replicas' shares, where the plan has them unequal.
+    """
+
+    setup: Setup
+    session: Session
+    judge: Judge
+    recorder: Recorder
+    balancer: Balancer | None
+    step: Any = None
+
+    def feed(self, loader: Loader) -> Any:
+        """Batches as the plan cuts them."""
+        batch = self.setup.plan.batch
+        if self.balancer is None:
+            return self.session.feed(loader, batch.accumulation, batch.microbatch)
+        return self.session.shared_feed(loader, self.balancer.slots, self.balancer.sequences, self.balancer.now)
+
+    def compile(self, batch: Any, say: Callable[[str], None]) -> float:
+        """Compiles the step for batches like this one, and says what it takes; the seconds that took."""
+        began = time.monotonic()
+        balanced = self.balancer is not None
+        if balanced:
+            self.step = self.session.compile_balanced(batch, self.setup.options.pace)
+        else:
+            self.step = self.session.compile_step(batch)
+        seconds = time.monotonic() - began
+        require_kernel(self.session.how.kernel, self.step.as_text() or "")
+        memory = self.memory()
+        if memory is not None:
+            if not balanced:  # a step of two programs teaches nothing about the memory of one
+                self.recorder.compiled = {
+                    "arguments": float(memory.arguments),
+                    "temporaries": float(memory.temporaries),
+                    "outputs": float(memory.outputs),
+                }
+            predicted = self.setup.plan.predicted
+            expected = predicted.memory_bytes - predicted.memory.get("runtime", 0.0) if predicted else 0.0
+            beside = f" (predicted {expected / 2**20:,.0f} MiB, both without runtime libraries)" if predicted else ""
+            say(f"step compiled in {seconds:.1f} s: {memory.used / 2**20:,.0f} MiB per device by XLA{beside}")
+        return seconds
+
+    def memory(self) -> Memory | None:
+        """Of the compiled step; None where the compiler does not tell."""
+        analysis = self.step.memory_analysis()
+        if analysis is None:
+            return None
+        new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+        return Memory(analysis.argument_size_in_bytes, analysis.temp_size_in_bytes, new)
+
+    def shares(self) -> dict[str, Any] | None:
+        """The replicas' shares as a checkpoint keeps them; None where they are even."""
+        return None if self.balancer is None else self.balancer.to_json()
+
+    def under(self, setup: Setup, shares: dict[str, Any] | None) -> "Running":
+        """The same compiled step under a plan of the same program, from these shares on."""
+        recorder = Recorder(setup, compiled=self.recorder.compiled)
+        return Running(setup, self.session, self.judge, recorder, _balancer(setup, shares), self.step)
+
+    def close(self) -> None:
+        if hasattr(self.step, "close"):
+            self.step.close()
+
+
+def running(setup: Setup, session: Session, corpus: Corpus, shares: dict[str, Any] | None = None) -> Running:
+    """A run under the plan of `setup`, not compiled yet; `shares` are those that a checkpoint or another plan left."""
+    return Running(setup, session, Judge(session, corpus), Recorder(setup), _balancer(setup, shares))
+
+
+def _balancer(setup: Setup, shares: dict[str, Any] | None) -> Balancer | None:
+    plan = setup.plan
+    return None if plan.batch.balance is None else Balancer(plan, setup.run.data.sequence, shares)
