@@ -14,13 +14,16 @@ import jax
 
 from jaxlm.checkpoints.processes import first_decides, first_does
 from jaxlm.folder import write_json
-from jaxlm.ledger import calibration_for
+from jaxlm.ledger import calibration_for, ledger_path, machine_of
 from jaxlm.setup import Setup
 from jaxlm.trainer.loop import Finished
 from jaxlm.trainer.metrics import JsonLines
 from planners.learning.agent import Agent, Decision
 from planners.learning.arms import LINKS, arm, candidates, program
+from planners.learning.belief import Evidence
 from planners.learning.conductor import Conductor, Pace, decision_of
+from planners.learning.evidence import evidence, job
+from planners.learning.ledger import LATEST, read
 from planners.plan import Plan
 from planners.search import shortlist
 
@@ -43,10 +46,16 @@ class Replanner:
         self.leader = jax.process_index() == 0
         self.plans = self._plans(saved)
         search, memory = setup.run.plan, setup.cluster.device.memory
-        arms = [arm(plan) for plan in self.plans]
+        arms = [arm(plan, setup.workload) for plan in self.plans]
         # What runs already has proved that it fits, whatever is predicted of it.
         arms[0] = dataclasses.replace(arms[0], memory=0.0)
-        agent = Agent(arms, memory * search.memory_fraction, links=LINKS)
+        agent = Agent(
+            arms,
+            memory * search.memory_fraction,
+            links=LINKS,
+            evidence=self._evidence(),
+            job=job(setup.workload, setup.cluster),
+        )
         kept = {each.key for each in agent.arms}
         self.plans = tuple(plan for plan in self.plans if plan.digest in kept)
         pace = Pace(warm=self.config.warm, steps=self.config.steps)
@@ -78,10 +87,20 @@ class Replanner:
         settings = list(itertools.product(config.gammas, config.hystereses))
         return tuple(candidates(setup.plan, others, config.plans, settings))
 
+    def _evidence(self) -> tuple[Evidence, ...]:
+        """What earlier runs of this user on this kind of machine took, where plans are priced by them too. The process
+        that decides is the one that knows."""
+        setup = self.setup
+        if not self.leader or not setup.run.plan.calibrate:
+            return ()
+        known = calibration_for(setup.cluster, setup.run.plan).assumptions
+        return evidence(read(ledger_path(), machine_of(setup.cluster))[-LATEST:], known)
+
     def _resume(self, saved: dict[str, Any]) -> None:
         try:
             self.conductor.restore(saved)
-        except ValueError:
+        except ValueError as other:
+            self.say(f"the agent begins anew: {other}")
             return
         here = [plan.digest for plan in self.plans].index(self.setup.plan.digest)
         if here != self.conductor.current:  # the checkpoint was written under another plan than the run was left with

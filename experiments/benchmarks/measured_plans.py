@@ -129,7 +129,7 @@ def execute(config: Config, out: Path) -> Report:
     picking = np.array([_round(timed, config.steps, i) for i in range(config.picking)])
     medians = np.median(picking, axis=0)
     best, planned = int(first_does(lambda: int(np.argmin(medians)))), names.index(chosen.summary())
-    tried = first_does(lambda: _probe(plans, picking, planned, cluster, run.plan, config.probes))
+    tried = first_does(lambda: _probe(plans, workload, picking, planned, cluster, run.plan, config.probes))
     found = min(tried, key=lambda i: medians[i])
     found = int(first_does(lambda: int(found)))
     judged = np.array(
@@ -172,10 +172,17 @@ def _round(timed: list[Timed], steps: int, turn: int) -> list[float]:
 
 
 def _probe(
-    plans: list[Plan], picking: np.ndarray, first: int, cluster: Cluster, search: Search, probes: int
+    plans: list[Plan],
+    workload: Workload,
+    picking: np.ndarray,
+    first: int,
+    cluster: Cluster,
+    search: Search,
+    probes: int,
 ) -> list[int]:
     """The plans that the agent tries, in order, beginning with the planner's choice."""
-    agent = Agent([arm(plan) for plan in plans], cluster.device.memory * search.memory_fraction, links=LINKS)
+    arms = [arm(plan, workload) for plan in plans]
+    agent = Agent(arms, cluster.device.memory * search.memory_fraction, links=LINKS)
     current, tried = first, [first]
     agent.observe(first, list(picking[:, first]))
     while len(tried) < probes:

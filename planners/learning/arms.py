@@ -3,10 +3,11 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 
 from planners.learning.agent import Arm
-from planners.plan import MESH_AXES, Plan, PlanError
+from planners.plan import MESH_AXES, Plan, PlanError, Workload
 
 LINKS = ("tensor_parallel", "context_ring", "pipeline_hops", "fsdp_gather", "gradient_sync")
 """Parts of a predicted step that are communication (`planners.prices.cost.seconds`)."""
@@ -24,24 +25,33 @@ def program(plan: Plan) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def arm(plan: Plan) -> Arm:
-    """Raises PlanError for a plan without a prediction: nothing is known of it before it is tried."""
-    if plan.predicted is None:
-        raise PlanError("a plan made by hand has no prediction, so the agent cannot weigh it; leave --plan out")
-    balance, full = plan.batch.balance, any(segment.save is not None for segment in plan.remat)
-    sizes = (
+def sizes(plan: Plan, workload: Workload) -> tuple[float, ...]:
+    """By what plans resemble each other, within a job and between jobs: degrees of each kind of split, sequences of a
+    microbatch on a device, microbatches, rematerialisation, pieces of the loss; and half as much, which is what the
+    roots do, width, depth and length of the work."""
+    full = any(segment.save is not None for segment in plan.remat)
+    found = (
         *(plan.mesh[axis] for axis in MESH_AXES),
         plan.batch.microbatch / plan.replicas,
         plan.batch.accumulation,
         2 if full else 1,
         plan.compile.loss_chunks,
+        *(math.sqrt(size) for size in (workload.carry.shape[-1], workload.layers, workload.sequence)),
     )
+    return tuple(map(float, found))
+
+
+def arm(plan: Plan, workload: Workload) -> Arm:
+    """Raises PlanError for a plan without a prediction: nothing is known of it before it is tried."""
+    if plan.predicted is None:
+        raise PlanError("a plan made by hand has no prediction, so the agent cannot weigh it; leave --plan out")
+    balance = plan.batch.balance
     moving = "" if balance is None else f" | gamma {balance.gamma:g}, hysteresis {balance.hysteresis:g}"
     return Arm(
         key=plan.digest,
         summary=plan.summary() + moving,
         parts=dict(plan.predicted.seconds),
-        sizes=tuple(map(float, sizes)),
+        sizes=sizes(plan, workload),
         memory=plan.predicted.memory_bytes,
         gamma=None if balance is None else balance.gamma,
         hysteresis=None if balance is None else balance.hysteresis,

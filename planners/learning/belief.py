@@ -203,9 +203,13 @@ class Belief:
         return {"names": list(self.names), "mean": self.mean.tolist(), "covariance": self.covariance.tolist()}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Takes the numbers of `to_json`. Raises ValueError when they are of other parts or plans."""
-        if tuple(saved["names"]) != self.names or len(saved["mean"]) != len(self.mean):
-            raise ValueError(f"the saved belief is about parts {saved['names']}, this one about {list(self.names)}")
+        """Takes the numbers of `to_json`, which may know more parts than these plans have: other evidence was at hand
+        then. Raises ValueError when they are of other plans, or a part of these is not among them."""
+        names, own = tuple(saved["names"]), [name for at, name in enumerate(self.names) if self.parts[:, at].any()]
+        if not set(own) <= set(names) or len(saved["mean"]) != 1 + len(names) + self.plans:
+            raise ValueError(f"the saved belief is about parts {saved['names']}, this one about {own}")
+        self.parts = _table([dict(zip(self.names, row, strict=True)) for row in self.parts.tolist()], names)
+        self.names = names
         self.mean, self.covariance = np.array(saved["mean"]), np.array(saved["covariance"])
 
 

@@ -178,17 +178,25 @@ def _how(segment: Segment) -> tuple[Any, ...]:
 
 def predict(entries: Sequence[Entry], assumptions: Assumptions) -> np.ndarray:
     """Seconds of the step of each run under given constants; every plan must be one that `candidate` knows."""
-    return together(_items(entries))(assumptions)
+    return together([item(entry) for entry in entries])(assumptions)
 
 
-def _items(entries: Sequence[Entry]) -> list[Item]:
-    found = []
-    for entry in entries:
-        one = candidate(entry.plan)
-        if one is None:
-            raise ValueError(f"the cost model has no price for {entry.plan.summary()}")
-        found.append(Item(workload=entry.workload, cluster=entry.cluster, candidates=one))
-    return found
+def item(entry: Entry) -> Item:
+    """A run as the cost model prices it. Raises ValueError where it has no price for it."""
+    one = candidate(entry.plan)
+    if one is None:
+        raise ValueError(f"the cost model has no price for {entry.plan.summary()}")
+    return Item(workload=entry.workload, cluster=entry.cluster, candidates=one)
+
+
+def latest(entries: Sequence[Entry]) -> list[Entry]:
+    """The runs that the cost model has a price for; of those that repeat a plan for the same work, the latest."""
+    found = {
+        (entry.workload.name, entry.workload.tokens, entry.cluster.count, entry.plan.digest): entry
+        for entry in entries
+        if candidate(entry.plan) is not None
+    }
+    return list(found.values())
 
 
 def learn(entries: Sequence[Entry]) -> Calibration | None:
@@ -197,12 +205,7 @@ def learn(entries: Sequence[Entry]) -> Calibration | None:
     Of runs that repeat a plan for the same work the latest counts. A machine whose peak is known keeps the prior's
     spread; of one that has only nominal rates hardly anything is known before, so its prior is wide.
     """
-    latest = {
-        (entry.workload.name, entry.workload.tokens, entry.cluster.count, entry.plan.digest): entry
-        for entry in entries
-        if candidate(entry.plan) is not None
-    }
-    runs = list(latest.values())
+    runs = latest(entries)
     if not runs:
         return None
     known = all(entry.workload.compute_dtype in entry.cluster.device.peak for entry in runs)
@@ -210,4 +213,4 @@ def learn(entries: Sequence[Entry]) -> Calibration | None:
     measured = np.array([entry.measured.step_seconds for entry in runs])
     days = sorted(entry.date[:10] for entry in runs)
     period = days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
-    return prior.update(together(_items(runs)), measured, source=f"{runs[-1].machine}, {period}")
+    return prior.update(together([item(entry) for entry in runs]), measured, source=f"{runs[-1].machine}, {period}")

@@ -27,6 +27,12 @@ class Item:
 
 def together(items: Sequence[Item]) -> Callable[[Assumptions], np.ndarray]:
     """A function of the constants alone: seconds of each step. What does not depend on them is worked out once."""
+    parts = apart(items)
+    return lambda assumptions: np.sum(list(parts(assumptions).values()), axis=0)
+
+
+def apart(items: Sequence[Item]) -> Callable[[Assumptions], dict[str, np.ndarray]]:
+    """Likewise each part of the seconds of each step, by name."""
     groups: dict[tuple[Any, ...], list[tuple[int, Work, Footprint, Candidates]]] = {}
     for row, item in enumerate(items):
         work, where = Work.of(item.workload), footprint(item.workload, item.candidates.sizes)
@@ -37,11 +43,12 @@ def together(items: Sequence[Item]) -> Callable[[Assumptions], np.ndarray]:
         rows, works, places, candidates = zip(*group, strict=True)
         joined.append((np.array(rows), stack(works), stack(places), items[rows[0]].cluster, join(candidates)))
 
-    def seconds(assumptions: Assumptions) -> np.ndarray:
-        found = np.zeros(len(items))
+    def seconds(assumptions: Assumptions) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {}
         for rows, work, where, cluster, candidates in joined:
             parts, _ = cost.seconds(work, where, cluster, candidates, assumptions)
-            found[rows] = np.sum(list(parts.values()), axis=0)
+            for name, part in parts.items():
+                found.setdefault(name, np.zeros(len(items)))[rows] = part
         return found
 
     return seconds

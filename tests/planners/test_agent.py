@@ -44,6 +44,16 @@ def test_what_other_jobs_took_moves_the_prior_of_plans_like_theirs():
     assert np.all(spread < Belief(parts, [(1.0,), (8.0,)]).log_seconds()[1])
 
 
+def test_a_belief_goes_on_with_the_parts_that_its_evidence_had_and_with_no_others():
+    parts, sizes = [{"compute": 1.0, "link": 0.0}, {"compute": 2.0}], [(1.0,), (8.0,)]
+    seen = [Evidence(job="a", parts={"compute": 1.0, "bubble": 0.5}, sizes=(1.0,), seconds=2.0)]
+    learnt, bare = Belief(parts, sizes, evidence=seen), Belief(parts, sizes)
+    bare.restore(json.loads(json.dumps(learnt.to_json())))
+    np.testing.assert_allclose(bare.log_seconds(), learnt.log_seconds())
+    with pytest.raises(ValueError, match="bubble"):
+        Belief([{"bubble": 1.0}, {"compute": 2.0}], sizes).restore(Belief(parts, sizes).to_json())
+
+
 def test_an_arm_that_does_not_fit_is_never_an_action():
     plans = arms((1.0, 0.1), (0.2, 0.0))
     agent = Agent([plans[0], Arm(**{**_fields(plans[1]), "memory": 3.0})], 2.0, links=LINKS)
