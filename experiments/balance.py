@@ -12,7 +12,6 @@ Run:      python -m experiments.balance
 import dataclasses
 import itertools
 import json
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from experiments.entry import main
+from experiments.processes import free_port
 from experiments.report import Report, Row
 from experiments.runs import Sections, merged, run_of
 from experiments.workers.balance import launch
@@ -106,12 +106,6 @@ def trained(config: Config, out: Path, name: str, *, slow: int, gamma: float = 1
         if process.returncode:
             raise RuntimeError(f"process {number} of {folder} ended with code {process.returncode}:\n{output[-2000:]}")
     return read_jsonl(metrics)
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("localhost", 0))
-        return server.getsockname()[1]
 
 
 def padding(out: Path, names: Sequence[str]) -> float:

@@ -119,9 +119,7 @@ class Job:
         shape = Shape(pipeline, self.stages, self.microbatches, virtual)
         thin, thick, real = (self.parts(n) for n in (self.stages, 2 * self.stages, self.dims[0]))
         times = self.microbatches
-        busy = lambda p: (
-            sum(p[k] for k in ("compute", "elementwise", "recompute", "dispatch", "tensor_parallel")) / times
-        )
+        busy = lambda parts: sum(parts[name] for name in BUSY) / times
         block = busy(thick) - busy(thin)
         head = busy(thin) - block
         share, deep = FORWARD[self.remat], self.dims[0] / shape.chunks
@@ -243,18 +241,13 @@ def _dims(row: dict[str, str]) -> tuple[int, int, int, int, int]:
 
 def korthikanti(folder: Path) -> list[Job]:
     return [
-        Job(
-            name=row["model"],
-            dims=_dims(row),
-            tensor=int(row["tp"]),
-            stages=int(row["pp"]),
-            data=int(row["dp"]),
-            batch=int(row["global_batch"]),
+        _job(
+            row,
+            row["model"],
             microbatch=int(row["micro_batch"]),
             virtual=int(row["vpp"] or 1),
             remat="full" if row["recompute"] == "full" else "selective",
             sequence_parallel=row["sequence_parallel"] == "True",
-            network=SELENE,
             published=float(row["iter_time_s"]),
         )
         for row in _table(folder, KORTHIKANTI)
@@ -263,45 +256,58 @@ def korthikanti(folder: Path) -> list[Job]:
 
 
 def sc21(folder: Path) -> list[Job]:
-    return [
-        Job(
-            name=f"{row['params_b']}B SC21",
-            dims=_dims(row),
-            tensor=int(row["tp"]),
-            stages=int(row["pp"]),
-            data=int(row["dp"]),
-            batch=int(row["global_batch"]),
-            microbatch=SCRIPT[float(row["params_b"])][0],
-            virtual=SCRIPT[float(row["params_b"])][1],
-            remat="full",
-            sequence_parallel=False,
-            network=SELENE,
-            published=float(row["iter_time_s_derived"]),
-        )
-        for row in _table(folder, SC21)
-        if int(row["pp"]) > 1 and float(row["params_b"]) in SCRIPT
-    ]
+    found = []
+    for row in _table(folder, SC21):
+        size = float(row["params_b"])
+        if int(row["pp"]) > 1 and size in SCRIPT:
+            microbatch, virtual = SCRIPT[size][:2]
+            seconds = float(row["iter_time_s_derived"])
+            found.append(
+                _job(row, f"{row['params_b']}B SC21", microbatch=microbatch, virtual=virtual, published=seconds)
+            )
+    return found
 
 
 def vtrain(folder: Path) -> list[Job]:
     return [
-        Job(
-            name=f"{row['params_b']}B vTrain",
-            dims=_dims(row),
-            tensor=int(row["tp"]),
-            stages=int(row["pp"]),
-            data=int(row["dp"]),
-            batch=int(row["global_batch"]),
+        _job(
+            row,
+            f"{row['params_b']}B vTrain",
             microbatch=int(row["micro_batch"]),
-            virtual=1,
-            remat="full",
-            sequence_parallel=False,
             network=VTRAIN_NETWORK,
             published=float(row["iter_time_ms"]) / 1e3,
         )
         for row in _table(folder, VTRAIN)
         if int(row["layers"]) % int(row["pp"]) == 0
     ]
+
+
+def _job(
+    row: dict[str, str],
+    name: str,
+    *,
+    microbatch: int,
+    published: float,
+    virtual: int = 1,
+    remat: Literal["none", "full", "selective"] = "full",
+    sequence_parallel: bool = False,
+    network: float = SELENE,
+) -> Job:
+    """A run from the columns that all three tables have, and what each says in its own way."""
+    return Job(
+        name=name,
+        dims=_dims(row),
+        tensor=int(row["tp"]),
+        stages=int(row["pp"]),
+        data=int(row["dp"]),
+        batch=int(row["global_batch"]),
+        microbatch=microbatch,
+        virtual=virtual,
+        remat=remat,
+        sequence_parallel=sequence_parallel,
+        network=network,
+        published=published,
+    )
 
 
 if __name__ == "__main__":

@@ -9,9 +9,6 @@ Run:      python -m experiments.probe_links
 """
 
 import dataclasses
-import os
-import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.entry import main
+from experiments.processes import free_port, run_all
 from experiments.report import Report, Row
 from jaxlm.decode import ConfigError
 from planners.machines.cluster_file import load_cluster
@@ -101,21 +99,11 @@ def held_out(collective: str, table: Sequence[Timing]) -> dict[str, np.ndarray]:
 
 def probe(path: Path, devices: int, processes: int, seconds: float) -> Cluster:
     """`jaxlm probe` in processes of its own."""
-    with socket.socket() as server:
-        server.bind(("localhost", 0))
-        address = f"localhost:{server.getsockname()[1]}"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     command = [sys.executable, "-m", "jaxlm", "probe", "--seconds", str(seconds), "--out", str(path)]
-    job = ["--coordinator", address, "--processes", str(processes)] if processes > 1 else []
+    if processes > 1:
+        command += ["--coordinator", f"localhost:{free_port()}", "--processes", str(processes)]
     places = [["--process", str(i)] if processes > 1 else [] for i in range(processes)]
-    running = [subprocess.Popen([*command, *job, *place], env=environment) for place in places]
-    try:
-        codes = [process.wait() for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    if any(codes):
-        raise RuntimeError(f"the probe ended with exit codes {codes}")
+    run_all([[*command, *place] for place in places], devices=devices)
     return load_cluster(path)
 
 

@@ -11,9 +11,6 @@ Run:      python -m experiments.schedule_orders
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from experiments.entry import main
+from experiments.processes import free_port, run_all
 from experiments.report import Report, Row
 from planners.plan import Schedule
 from planners.schedules.durations import Duration
@@ -160,20 +158,8 @@ def measure(config: Config, tried: Sequence[Replicas], out: Path) -> list[dict[s
     }
     path = out / "task.json"
     path.write_text(json.dumps(task))
-    with socket.socket() as server:
-        server.bind(("localhost", 0))
-        address = f"localhost:{server.getsockname()[1]}"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
-    environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
-    command = [sys.executable, "-m", "experiments.workers.schedule", str(path), address]
-    running = [subprocess.Popen([*command, str(i)], env=environment) for i in range(config.processes)]
-    try:
-        codes = [process.wait() for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    if any(codes):
-        raise RuntimeError(f"the processes ended with exit codes {codes}")
+    command = [sys.executable, "-m", "experiments.workers.schedule", str(path), f"localhost:{free_port()}"]
+    run_all([[*command, str(i)] for i in range(config.processes)], flags="--xla_cpu_multi_thread_eigen=false")
     return [json.loads(Path(f"{path}.{i}").read_text()) for i in range(config.processes)]
 
 

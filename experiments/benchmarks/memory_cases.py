@@ -44,122 +44,137 @@ class Case:
         return ", ".join([*words, *(word for word, said in extras.items() if said)])
 
 
-def _full(preset: str, mesh: str, microbatch: int, sequence: int, **other: object) -> Case:
-    return _both(preset, mesh, microbatch, sequence, **other)[0]
-
-
-def _none(preset: str, mesh: str, microbatch: int, sequence: int, **other: object) -> Case:
-    return _both(preset, mesh, microbatch, sequence, **other)[1]
-
-
-def _both(preset: str, mesh: str, microbatch: int, sequence: int, **other: object) -> tuple[Case, Case]:
-    case = Case(preset=preset, mesh=mesh, remat="full", microbatch=microbatch, sequence=sequence, **other)  # pyright: ignore
-    return case, dataclasses.replace(case, remat="none")
+def _cases(table: str) -> tuple[Case, ...]:
+    """One row per step, or two of `both`: preset, mesh, microbatch x sequence, remat, and what differs from the
+    default."""
+    made = []
+    for line in table.strip().splitlines():
+        preset, mesh, microbatch, _, sequence, remat, *other = line.split()
+        extras = dict(word.split("=") for word in other)
+        case = Case(
+            preset=preset,
+            mesh=mesh.replace(",", " "),
+            remat="full",
+            microbatch=int(microbatch),
+            sequence=int(sequence),
+            accumulation=int(extras.pop("accumulation", 1)),
+            loss_chunks=int(extras.pop("loss_chunks", 1)),
+            packed=extras.pop("packed", "False") == "True",
+            chip=extras.pop("chip", "H100"),
+        )
+        if extras or remat not in ("both", "full", "none"):
+            raise ValueError(f"{line!r}: unknown {', '.join(extras) or remat}")
+        made += [dataclasses.replace(case, remat=each) for each in ("full", "none") if remat in ("both", each)]
+    return tuple(made)
 
 
 SMALL = (4, 8)
 
-CALIBRATION: tuple[Case, ...] = (
-    *_both("gpt2-124m", "fsdp=8", 8, 1024),
-    *_both("gpt2-124m", "data=8", 64, 1024),
-    *_both("gpt2-350m", "data=1", 4, 1024),
-    *_both("gpt2-350m", "fsdp=8", 32, 1024),
-    *_both("gpt2-774m", "fsdp=8", 8, 1024, accumulation=4),
-    *_both("gpt2-774m", "data=2 fsdp=4", 16, 1024),
-    *_both("gpt2-1558m", "fsdp=16", 32, 1024),
-    *_both("gpt2-1558m", "data=8", 8, 1024, loss_chunks=4, chip="A100-80"),
-    *_both("llama-1b", "data=8", 16, 2048),
-    *_both("llama-1b", "data=4 tensor=2", 8, 4096),
-    *_both("llama-7b", "fsdp=64", 64, 4096),
-    *_both("llama-7b", "fsdp=8 tensor=4", 8, 2048),
-    *_both("llama-8b", "fsdp=256", 256, 8192),
-    *_both("llama-8b", "fsdp=8 tensor=2", 16, 4096, loss_chunks=8),
-    *_both("llama-13b", "fsdp=64", 64, 2048),
-    *_both("llama-13b", "fsdp=8 tensor=8", 8, 4096),
-    *_both("llama-70b", "fsdp=512", 512, 4096),
-    *_both("llama-70b", "fsdp=64 tensor=8", 64, 4096),
-)
+CALIBRATION: tuple[Case, ...] = _cases("""
+gpt2-124m   fsdp=8                      8 x 1024  both
+gpt2-124m   data=8                     64 x 1024  both
+gpt2-350m   data=1                      4 x 1024  both
+gpt2-350m   fsdp=8                     32 x 1024  both
+gpt2-774m   fsdp=8                      8 x 1024  both  accumulation=4
+gpt2-774m   data=2,fsdp=4              16 x 1024  both
+gpt2-1558m  fsdp=16                    32 x 1024  both
+gpt2-1558m  data=8                      8 x 1024  both  loss_chunks=4 chip=A100-80
+llama-1b    data=8                     16 x 2048  both
+llama-1b    data=4,tensor=2             8 x 4096  both
+llama-7b    fsdp=64                    64 x 4096  both
+llama-7b    fsdp=8,tensor=4             8 x 2048  both
+llama-8b    fsdp=256                  256 x 8192  both
+llama-8b    fsdp=8,tensor=2            16 x 4096  both  loss_chunks=8
+llama-13b   fsdp=64                    64 x 2048  both
+llama-13b   fsdp=8,tensor=8             8 x 4096  both
+llama-70b   fsdp=512                  512 x 4096  both
+llama-70b   fsdp=64,tensor=8           64 x 4096  both
+""")
 
 DEVELOPMENT: tuple[Case, ...] = (
     *CALIBRATION,
-    *_both("gpt2-124m", "data=1", 8, 1024),
-    *_both("llama-1b", "data=1", 1, 2048),
-    *_both("llama-1b", "fsdp=8", 32, 2048, loss_chunks=8),
-    *_both("llama-7b", "fsdp=8", 8, 2048),
-    *_both("llama-7b", "fsdp=8", 16, 2048),
-    *_both("llama-7b", "fsdp=8", 8, 2048, packed=True),
-    *_both("llama-7b", "tensor=8", 1, 2048),
-    *_both("llama-7b", "data=4 fsdp=8", 64, 2048, accumulation=2, chip="A100-80"),
-    *_both("llama-8b", "fsdp=8", 8, 4096),
-    *_both("llama-8b", "fsdp=8", 8, 4096, loss_chunks=8),
-    *_both("llama-8b", "fsdp=8", 8, 4096, accumulation=4),
-    *_both("llama-70b", "data=2 fsdp=32 tensor=8", 128, 2048, accumulation=4, chip="A100-80"),
+    *_cases("""
+gpt2-124m   data=1                      8 x 1024  both
+llama-1b    data=1                      1 x 2048  both
+llama-1b    fsdp=8                     32 x 2048  both  loss_chunks=8
+llama-7b    fsdp=8                      8 x 2048  both
+llama-7b    fsdp=8                     16 x 2048  both
+llama-7b    fsdp=8                      8 x 2048  both  packed=True
+llama-7b    tensor=8                    1 x 2048  both
+llama-7b    data=4,fsdp=8              64 x 2048  both  accumulation=2 chip=A100-80
+llama-8b    fsdp=8                      8 x 4096  both
+llama-8b    fsdp=8                      8 x 4096  both  loss_chunks=8
+llama-8b    fsdp=8                      8 x 4096  both  accumulation=4
+llama-70b   data=2,fsdp=32,tensor=8   128 x 2048  both  accumulation=4 chip=A100-80
+"""),
     # Judged by the rules as they first were, then learned from.
-    *_both("gpt2-124m", "fsdp=16", 16, 1024),
-    *_both("gpt2-124m", "data=2 fsdp=8", 32, 1024),
-    _none("gpt2-124m", "data=1", 16, 1024, loss_chunks=4),
-    _none("gpt2-350m", "fsdp=16", 16, 1024),
-    *_both("gpt2-350m", "data=2 fsdp=8", 32, 1024),
-    _none("gpt2-350m", "data=4 fsdp=4", 64, 1024),
-    _none("gpt2-774m", "fsdp=16", 16, 1024),
-    *_both("gpt2-774m", "data=2 fsdp=8", 32, 1024),
-    _none("gpt2-774m", "data=8", 32, 1024, chip="A100-80"),
-    *_both("gpt2-1558m", "data=2 fsdp=8", 32, 1024),
-    _full("gpt2-1558m", "fsdp=8", 16, 1024, accumulation=2),
-    _none("llama-1b", "fsdp=16", 16, 2048),
-    *_both("llama-1b", "data=2 fsdp=8", 32, 2048),
-    *_both("llama-1b", "fsdp=4 tensor=2", 8, 4096),
-    _none("llama-7b", "data=2 fsdp=8", 32, 2048),
-    *_both("llama-7b", "fsdp=16", 16, 4096, accumulation=4),
-    *_both("llama-7b", "tensor=4", 2, 2048),
-    _full("llama-8b", "fsdp=16", 16, 4096),
-    _full("llama-8b", "data=2 fsdp=8", 32, 4096),
-    _none("llama-8b", "data=2 fsdp=8", 16, 8192, loss_chunks=16),
-    *_both("llama-8b", "fsdp=64 tensor=8", 64, 8192),
-    *_both("llama-13b", "fsdp=32", 32, 2048),
-    _full("llama-13b", "data=2 fsdp=8", 32, 2048),
-    _none("llama-13b", "fsdp=16 tensor=4", 32, 2048, packed=True),
-    *_both("llama-70b", "fsdp=256", 256, 4096),
-    _none("llama-70b", "fsdp=32 tensor=8", 64, 4096),
-    *_both("llama-70b", "fsdp=64 tensor=8", 128, 4096, accumulation=2),
+    *_cases("""
+gpt2-124m   fsdp=16                    16 x 1024  both
+gpt2-124m   data=2,fsdp=8              32 x 1024  both
+gpt2-124m   data=1                     16 x 1024  none  loss_chunks=4
+gpt2-350m   fsdp=16                    16 x 1024  none
+gpt2-350m   data=2,fsdp=8              32 x 1024  both
+gpt2-350m   data=4,fsdp=4              64 x 1024  none
+gpt2-774m   fsdp=16                    16 x 1024  none
+gpt2-774m   data=2,fsdp=8              32 x 1024  both
+gpt2-774m   data=8                     32 x 1024  none  chip=A100-80
+gpt2-1558m  data=2,fsdp=8              32 x 1024  both
+gpt2-1558m  fsdp=8                     16 x 1024  full  accumulation=2
+llama-1b    fsdp=16                    16 x 2048  none
+llama-1b    data=2,fsdp=8              32 x 2048  both
+llama-1b    fsdp=4,tensor=2             8 x 4096  both
+llama-7b    data=2,fsdp=8              32 x 2048  none
+llama-7b    fsdp=16                    16 x 4096  both  accumulation=4
+llama-7b    tensor=4                    2 x 2048  both
+llama-8b    fsdp=16                    16 x 4096  full
+llama-8b    data=2,fsdp=8              32 x 4096  full
+llama-8b    data=2,fsdp=8              16 x 8192  none  loss_chunks=16
+llama-8b    fsdp=64,tensor=8           64 x 8192  both
+llama-13b   fsdp=32                    32 x 2048  both
+llama-13b   data=2,fsdp=8              32 x 2048  full
+llama-13b   fsdp=16,tensor=4           32 x 2048  none  packed=True
+llama-70b   fsdp=256                  256 x 4096  both
+llama-70b   fsdp=32,tensor=8           64 x 4096  none
+llama-70b   fsdp=64,tensor=8          128 x 4096  both  accumulation=2
+"""),
 )
 
-JUDGED: tuple[Case, ...] = (
-    _full("gpt2-124m", "data=1", 16, 1024, loss_chunks=4),
-    _full("gpt2-350m", "fsdp=16", 16, 1024),
-    _full("gpt2-350m", "data=4 fsdp=4", 64, 1024),
-    _full("gpt2-774m", "fsdp=16", 16, 1024),
-    _full("gpt2-774m", "data=8", 32, 1024, chip="A100-80"),
-    *_both("gpt2-1558m", "fsdp=16", 16, 1024),
-    _none("gpt2-1558m", "fsdp=8", 16, 1024, accumulation=2),
-    _full("llama-1b", "fsdp=16", 16, 2048),
-    *_both("llama-1b", "data=16", 16, 2048, packed=True),
-    *_both("llama-7b", "fsdp=16", 16, 2048),
-    _full("llama-7b", "data=2 fsdp=8", 32, 2048),
-    _none("llama-8b", "fsdp=16", 16, 4096),
-    _none("llama-8b", "data=2 fsdp=8", 32, 4096),
-    _full("llama-8b", "data=2 fsdp=8", 16, 8192, loss_chunks=16),
-    _none("llama-13b", "data=2 fsdp=8", 32, 2048),
-    _full("llama-13b", "fsdp=16 tensor=4", 32, 2048, packed=True),
-    _full("llama-70b", "fsdp=32 tensor=8", 64, 4096),
-    *_both("gpt2-124m", "fsdp=32", 64, 1024),
-    *_both("gpt2-124m", "data=4", 16, 1024),
-    *_both("gpt2-350m", "fsdp=4", 16, 1024, accumulation=2),
-    *_both("gpt2-774m", "data=4 fsdp=8", 64, 1024),
-    *_both("gpt2-1558m", "data=4 fsdp=8", 64, 1024, chip="A100-80"),
-    *_both("llama-1b", "fsdp=8", 8, 4096),
-    *_both("llama-1b", "data=2 fsdp=4", 8, 4096),
-    *_both("llama-1b", "tensor=8", 4, 2048),
-    *_both("llama-7b", "fsdp=32", 32, 2048),
-    *_both("llama-7b", "fsdp=16 tensor=2", 16, 4096),
-    *_both("llama-7b", "data=2 fsdp=16", 64, 2048, packed=True),
-    *_both("llama-8b", "fsdp=32", 32, 8192),
-    *_both("llama-8b", "fsdp=16 tensor=4", 16, 4096, chip="A100-80"),
-    *_both("llama-8b", "fsdp=64", 64, 4096, loss_chunks=8),
-    *_both("llama-13b", "fsdp=16", 16, 4096),
-    *_both("llama-13b", "data=4 fsdp=16", 64, 2048, accumulation=4),
-    *_both("llama-13b", "fsdp=32 tensor=8", 64, 4096),
-    *_both("llama-70b", "fsdp=512", 512, 2048),
-    *_both("llama-70b", "data=4 fsdp=16 tensor=8", 128, 2048, chip="A100-80"),
-    *_both("llama-70b", "fsdp=128 tensor=4", 128, 4096, accumulation=2),
-)
+JUDGED: tuple[Case, ...] = _cases("""
+gpt2-124m   data=1                     16 x 1024  full  loss_chunks=4
+gpt2-350m   fsdp=16                    16 x 1024  full
+gpt2-350m   data=4,fsdp=4              64 x 1024  full
+gpt2-774m   fsdp=16                    16 x 1024  full
+gpt2-774m   data=8                     32 x 1024  full  chip=A100-80
+gpt2-1558m  fsdp=16                    16 x 1024  both
+gpt2-1558m  fsdp=8                     16 x 1024  none  accumulation=2
+llama-1b    fsdp=16                    16 x 2048  full
+llama-1b    data=16                    16 x 2048  both  packed=True
+llama-7b    fsdp=16                    16 x 2048  both
+llama-7b    data=2,fsdp=8              32 x 2048  full
+llama-8b    fsdp=16                    16 x 4096  none
+llama-8b    data=2,fsdp=8              32 x 4096  none
+llama-8b    data=2,fsdp=8              16 x 8192  full  loss_chunks=16
+llama-13b   data=2,fsdp=8              32 x 2048  none
+llama-13b   fsdp=16,tensor=4           32 x 2048  full  packed=True
+llama-70b   fsdp=32,tensor=8           64 x 4096  full
+gpt2-124m   fsdp=32                    64 x 1024  both
+gpt2-124m   data=4                     16 x 1024  both
+gpt2-350m   fsdp=4                     16 x 1024  both  accumulation=2
+gpt2-774m   data=4,fsdp=8              64 x 1024  both
+gpt2-1558m  data=4,fsdp=8              64 x 1024  both  chip=A100-80
+llama-1b    fsdp=8                      8 x 4096  both
+llama-1b    data=2,fsdp=4               8 x 4096  both
+llama-1b    tensor=8                    4 x 2048  both
+llama-7b    fsdp=32                    32 x 2048  both
+llama-7b    fsdp=16,tensor=2           16 x 4096  both
+llama-7b    data=2,fsdp=16             64 x 2048  both  packed=True
+llama-8b    fsdp=32                    32 x 8192  both
+llama-8b    fsdp=16,tensor=4           16 x 4096  both  chip=A100-80
+llama-8b    fsdp=64                    64 x 4096  both  loss_chunks=8
+llama-13b   fsdp=16                    16 x 4096  both
+llama-13b   data=4,fsdp=16             64 x 2048  both  accumulation=4
+llama-13b   fsdp=32,tensor=8           64 x 4096  both
+llama-70b   fsdp=512                  512 x 2048  both
+llama-70b   data=4,fsdp=16,tensor=8   128 x 2048  both  chip=A100-80
+llama-70b   fsdp=128,tensor=4         128 x 4096  both  accumulation=2
+""")

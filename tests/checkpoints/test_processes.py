@@ -1,10 +1,10 @@
 """Two real processes share one checkpoint and agree on what is good."""
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
+from experiments.processes import free_port
 from jaxlm.checkpoints.processes import first_decides, first_does, first_failed
 
 PROCESS = """
@@ -75,9 +75,7 @@ with Store(Path(sys.argv[3]), Keep(last=1)) as store:
 
 
 def test_two_processes_save_restore_and_fail_together(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
+    address = f"localhost:{free_port()}"
     code = PROCESS.format(root=str(Path(__file__).parents[2]))
     command = [sys.executable, "-c", code, address]
     processes = [

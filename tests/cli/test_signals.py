@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.processes import free_port
 from tests.cli.programs import finish, losses, signal_at, start, write_config, write_texts
-from tests.multihost.test_two_processes import free_port
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import json
 import pytest
 import yaml
 
+from experiments.processes import free_port
 from tests.cli.programs import finish, start
-from tests.multihost.test_two_processes import free_port
 
 
 def probe(home, *more: str) -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.processes import free_port
 from tests.cli.programs import finish, records, start, write_texts
-from tests.multihost.test_two_processes import free_port
 
 CONFIG = """\
 name: mixed

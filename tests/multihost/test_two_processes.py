@@ -1,20 +1,14 @@
 """Two real processes over gloo train as one device does, stop together, and hand their checkpoint to any mesh."""
 
 import signal
-import socket
 
 import numpy as np
 import pytest
 
+from experiments.processes import free_port
 from tests.cli.programs import finish, losses, signal_at, start, write_config
 
 EXACT = ["--optim.lr", "1e-3", "--model.dropout", "0.0", "--train.steps", "40", "--checkpoint.every_steps", "1000"]
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("localhost", 0))
-        return server.getsockname()[1]
 
 
 def launch(config, run, home, mesh: str, *more: str):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from experiments.balance import Config, judge, of_ideal
+from experiments.processes import free_port
 from experiments.workers.balance import launch
 from tests.cli.programs import finish, losses, records, write_config
-from tests.multihost.test_two_processes import free_port
 
 KEYS = (
     "--plan.mesh.data 2 --plan.microbatch 2 --plan.balance always --train.batch 16 --model.dropout 0.0 --optim.lr 1e-3"

@@ -5,8 +5,8 @@ import signal
 import numpy as np
 import pytest
 
+from experiments.processes import free_port
 from tests.cli.programs import finish, losses, records, start, write_config
-from tests.multihost.test_two_processes import free_port
 
 EXACT = ["--optim.lr", "1e-3", "--model.dropout", "0.0", "--train.steps", "24", "--checkpoint.every_steps", "4"]
 REPLAN = ["--replan", "--train.replan.plans", "3", "--train.replan.steps", "2", "--train.replan.warm", "1"]

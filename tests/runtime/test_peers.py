@@ -1,7 +1,6 @@
 """When one process of a job fails or dies, the others end soon, and their message names it."""
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.processes import free_port
 from jaxlm.decode import ConfigError
 from jaxlm.runtime.distributed import Job
 from jaxlm.runtime.peers import Peers, Silence
@@ -54,9 +54,7 @@ with Peers(job), Store(Path(directory)) as store:
 
 def outcomes(directory: Path, victim: int, how: str) -> list[tuple[int, str, float]]:
     """Exit code, standard error and seconds of three processes of which `victim` comes to grief."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
+    address = f"localhost:{free_port()}"
     command = [sys.executable, "-c", PROCESS.format(root=str(Path(__file__).parents[2])), address]
     began = time.monotonic()
     processes = [
