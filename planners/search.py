@@ -147,7 +147,7 @@ def check(plan: Plan, workload: Workload, cluster: Cluster) -> None:
         )
     if plan.layers != workload.layers:
         raise PlanError(f"the plan's remat covers {plan.layers} layers, {workload.name} has {workload.layers}")
-    known = {tensor.name for tensor in workload.activations}
+    known = {tensor.name for tensor in workload.values}
     named = {name for segment in plan.remat for name in (*(segment.save or ()), *segment.offload)}
     if unknown := sorted(named - known):
         raise PlanError(f"the plan keeps {unknown}, which {workload.name} does not name; it names {sorted(known)}")

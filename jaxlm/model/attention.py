@@ -32,6 +32,13 @@ FUSED_CALL = "__cudnn$fmha"
 """What a fused cuDNN attention is called in the optimized HLO."""
 
 
+STATISTICS = "statistics"
+"""The name by which a Plan keeps the statistics of the softmax; without them the fused forward pass runs again."""
+
+FUSED_FORWARD = "dot_product_attention_fwd_wrapper"
+"""The primitive of cuDNN's attention in a jaxpr, whose results are the context and these statistics."""
+
+
 def choose_kernel(config: ModelConfig, platform: str, dtype: str, capability: tuple[int, int] | None = None) -> Kernel:
     """The attention kernel for a platform; ValueError where the configured one cannot run.
 

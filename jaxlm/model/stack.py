@@ -1,5 +1,6 @@
 """Many copies of a module as one: built by vmap, run by scan, rematerialised in segments as the Plan says."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
+from jaxlm.model.attention import FUSED_FORWARD, STATISTICS
 from planners.plan import Segment
 
 M = TypeVar("M", bound=nnx.Module)
@@ -26,6 +28,11 @@ def stack(make: Callable[[PRNGKeyArray], M], layers: int, key: PRNGKeyArray) -> 
 def policy_of(segment: Segment) -> Callable[..., Any]:
     """The `jax.checkpoint` policy of a segment that rematerialises."""
     names = list(segment.save or ())
+    if STATISTICS in names:
+        # The kernel that makes the statistics makes the context too, and both are kept as it gives them.
+        rest = dataclasses.replace(segment, save=tuple(name for name in names if name not in (STATISTICS, "context")))
+        policies = jax.checkpoint_policies.save_from_both_policies
+        return policies(policy_of(rest), lambda primitive, *_, **__: primitive.name == FUSED_FORWARD)
     if segment.offload:
         return jax.checkpoint_policies.save_and_offload_only_these_names(
             names_which_can_be_saved=names,
