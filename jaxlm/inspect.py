@@ -67,7 +67,7 @@ def verify_plan(
     compile.require()
 
     def best(share: float, count: int) -> tuple[Plan, ...]:
-        search = dataclasses.replace(run.plan, memory_fraction=share)
+        search = dataclasses.replace(run.plan, memory_fraction=share, memory_budget=None)
         return shortlist(workload, cluster, search, count, assumptions)
 
     with closing(progress):
@@ -75,7 +75,7 @@ def verify_plan(
             best,
             compile,
             cluster,
-            fraction=run.plan.memory_fraction,
+            fraction=run.plan.fraction(cluster.device.memory),
             top=top,
             assumptions=assumptions,
             say=progress.say,

@@ -51,7 +51,7 @@ class Replanner:
         arms[0] = dataclasses.replace(arms[0], memory=0.0)
         agent = Agent(
             arms,
-            memory * search.memory_fraction,
+            memory * search.fraction(memory),
             links=LINKS,
             evidence=self._evidence(),
             job=job(setup.workload, setup.cluster),
@@ -171,7 +171,7 @@ class Replanner:
         """Whether the compiled plan does not fit by the compiler's count of `used` bytes per device: it is then left
         for good, and the one before it runs on."""
         device, conductor = self.setup.cluster.device, self.conductor
-        if used + device.overhead <= device.memory * self.setup.run.plan.memory_fraction:
+        if used + device.overhead <= device.memory * self.setup.run.plan.fraction(device.memory):
             return False
         self.say(f"{self.plan.summary()} does not fit: XLA counts {used / 2**30:.2f} GiB; the agent leaves it for good")
         conductor.agent.refuse(conductor.current)

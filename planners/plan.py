@@ -344,7 +344,7 @@ class Plan:
     def summary(self) -> str:
         """One line: the mesh, the batch split and the rematerialisation."""
         axes = " ".join(f"{axis}={size}" for axis, size in self.mesh.items() if size > 1) or "one device"
-        remat = ", ".join(_describe(segment) for segment in self.remat)
+        remat = ", ".join(describe(segment) for segment in self.remat)
         balanced = " | shares by measured throughput" if self.batch.balance else ""
         return f"{axes} | {self.batch.accumulation} x {self.batch.microbatch} sequences | remat {remat}{balanced}"
 
@@ -386,7 +386,8 @@ def _load(path: Path, kind: type[Any], name: str) -> Any:
         raise PlanError(f"{name} file {path}: {error}") from None
 
 
-def _describe(segment: Segment) -> str:
+def describe(segment: Segment) -> str:
+    """A few words: what the layers of a segment keep, and how many they are."""
     if segment.save is None:
         return f"none x{segment.layers}"
     kept = "+".join(segment.save) or ("full" if segment.group == 1 else f"full by {segment.group}")

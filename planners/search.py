@@ -14,6 +14,7 @@ from planners.prices.paper_cost import Eq1
 from planners.schedules.ordering import ordered
 from planners.space.choices import Choice, priced_choices
 from planners.space.meshes import say_indivisible
+from planners.space.mixes import with_mixes
 from planners.space.ranking import ranked
 from planners.space.reasons import alternatives, distinct
 from planners.space.refusal import refusal
@@ -53,6 +54,7 @@ def shortlist(
     """The plan that `plan` finds, then the next best of each other mesh and remat: at most `count` of them."""
     assumptions = assumptions or Assumptions()
     choices = priced_choices(workload, cluster, search, assumptions, axes)
+    choices = with_mixes(choices, workload, cluster, search, assumptions)
     if not choices.fits.any():
         raise PlanError(refusal(workload, cluster, search, assumptions, choices, axes))
     at = choices.candidates
@@ -81,7 +83,7 @@ def _made(choice: Choice, workload: Workload, search: Search) -> Plan:
             microbatch=choice.microbatch,
             accumulation=workload.batch // choice.microbatch,
         ),
-        remat=(Segment(layers=workload.layers, save=None if choice.remat == "none" else ()),),
+        remat=choice.segments or (Segment(layers=workload.layers, save=None if choice.remat == "none" else ()),),
         compile=Compile(options=dict(search.options), unroll=search.unroll, loss_chunks=choice.loss_chunks),
         schedule=Schedule(pipeline="interleaved", virtual=choice.virtual) if choice.virtual > 1 else Schedule(),
         predicted=choice.predicted,
@@ -167,7 +169,7 @@ def _record(
         "device": f"{device.kind} ({device.source})",
         "rate": f"{device.peak[dtype]:.4g} FLOP/s dense {dtype}" if dtype in device.peak else nominal,
         "memory": f"{gib(device.memory)} per device",
-        "memory_fraction": f"{search.memory_fraction:g}",
+        "memory_fraction": f"{search.fraction(device.memory):g}",
         "attention": workload.kernel,
         "objective": "step time, times a number of steps that no plan changes"
         if objective is None

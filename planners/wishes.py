@@ -1,10 +1,15 @@
 """What the user lets the planner choose, and what a planner is."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from planners.balance import Balance
 from planners.plan import MESH_AXES, Plan, Workload
+from planners.suggestions import suggest
+
+REMATS = ("auto", "dp", "greedy", "lagrangian", "learned", "static", "threshold", "full", "none")
+"""Who may decide what is rematerialised."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,10 +19,15 @@ class Search:
     Attributes:
         mesh: sizes of mesh axes that are fixed, e.g. {tensor: 2}; the others are searched.
         microbatch: sequences per microbatch over all devices.
-        remat: `auto` (no rematerialisation if it fits, else the cheapest that does), `none` or `full`.
+        remat: who decides what each layer keeps for its backward pass. `auto` keeps everything if it fits, else what
+            costs least, layer by layer and value by value (`dp`, a dynamic program); `greedy`, `lagrangian`, `learned`,
+            `static` and `threshold` are the other strategies of the paper; `none` and `full` are the same for all
+            layers. Or the path of a YAML file with a list of segments: layers, save, offload, group.
+        offload: let values wait in host memory too, where the link to it is known; compiled, not yet run on a GPU.
         loss_chunks: pieces in which the logits are computed; 0 lets the planner decide.
         shard_optimizer: split the optimizer state over the data axis too (ZeRO-1); None lets the planner decide.
         memory_fraction: share of each device's memory that a plan may use.
+        memory_budget: bytes of each device that a plan may use, as `24GiB` or `80e9`, instead of a share.
         unroll: layers per iteration of the layer scan.
         calibrate: price plans with what earlier runs on this kind of machine have taught (see `jaxlm doctor`).
         options: XLA options for the training step, passed through the plan.
@@ -29,10 +39,12 @@ class Search:
 
     mesh: dict[str, int] = field(default_factory=dict)
     microbatch: int | None = None
-    remat: Literal["auto", "none", "full"] = "auto"
+    remat: str = "auto"
+    offload: bool = False
     loss_chunks: int = 0
     shard_optimizer: bool | None = None
     memory_fraction: float = 0.9
+    memory_budget: str | None = None
     unroll: int = 1
     calibrate: bool = True
     options: dict[str, str | int | float | bool] = field(default_factory=dict)
@@ -47,6 +59,34 @@ class Search:
             raise ValueError(f"plan.memory_fraction={self.memory_fraction} must be in (0, 1]")
         if self.loss_chunks < 0 or self.unroll < 1:
             raise ValueError("plan.loss_chunks must be >= 0 and plan.unroll >= 1")
+        if self.remat not in REMATS and not self.remat.endswith((".yaml", ".yml", ".json")):
+            raise ValueError(
+                f"plan.remat={self.remat!r} is not known{suggest(self.remat, REMATS)}; it is one of "
+                f"{', '.join(REMATS)}, or a .yaml file of segments"
+            )
+        if self.memory_budget is not None:
+            parse_bytes(self.memory_budget)
+
+    def fraction(self, memory: float) -> float:
+        """Share of a device with so many bytes that a plan may use."""
+        return self.memory_fraction if self.memory_budget is None else parse_bytes(self.memory_budget) / memory
+
+
+UNITS = {
+    **{"": 1, "B": 1},
+    **{f"{prefix}B": 1000**n for n, prefix in enumerate("KMGT", 1)},
+    **{f"{prefix}iB": 1024**n for n, prefix in enumerate("KMGT", 1)},
+}
+"""Bytes by unit."""
+
+
+def parse_bytes(text: str) -> float:
+    """Bytes of `24GiB`, `80 GB` or `8e10`. Raises ValueError for anything else, and unless it is positive."""
+    found = re.fullmatch(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*", text)
+    size = float(found[1]) * UNITS[found[2]] if found and found[2] in UNITS else 0.0
+    if not size > 0:
+        raise ValueError(f"plan.memory_budget={text!r} is no number of bytes; write it as 24GiB, 80GB or 8e10")
+    return size
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
 """The search space: every mesh, microbatch, remat, optimizer split and loss chunking that divides, with its price."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from planners.findings import Prediction
 from planners.layout import EXECUTABLE, check_executable, divides
 from planners.machines.device_order import arranged
 from planners.machines.topology import Cluster
-from planners.plan import BATCH_AXES, PlanError, Workload
+from planners.plan import BATCH_AXES, PlanError, Segment, Workload, describe
 from planners.prices.assumptions import Assumptions
 from planners.prices.cost import Prices, price
 from planners.prices.device_memory import device_memory
@@ -32,6 +32,7 @@ class Choice:
     predicted: Prediction
     zero: bool = False
     virtual: int = 1
+    segments: tuple[Segment, ...] = ()
 
     @property
     def axes(self) -> int:
@@ -40,25 +41,30 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Choices:
-    """All choices of one search: the decisions, their prices, and the bytes that each device may use."""
+    """All choices of one search: the decisions, their prices, and the bytes that each device may use.
+
+    `mixes` are the rows that are rematerialised by layer and value (`planners.space.mixes`), and how.
+    """
 
     candidates: Candidates
     prices: Prices
     budget: float
+    mixes: Mapping[int, tuple[Segment, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.candidates)
 
     def __getitem__(self, row: int | np.integer) -> Choice:
-        at = self.candidates
+        at, segments = self.candidates, self.mixes.get(int(row), ())
         return Choice(
             mesh=at.mesh(int(row)),
             microbatch=int(at.microbatch[row]),
-            remat=at.remats[at.remat[row]],
+            remat=", ".join(map(describe, segments)) if segments else at.remats[at.remat[row]],
             loss_chunks=int(at.loss_chunks[row]),
             predicted=self.prices.prediction(int(row)),
             zero=bool(at.zero[row]),
             virtual=int(at.virtual[row]),
+            segments=segments,
         )
 
     @property
@@ -94,7 +100,7 @@ def priced_choices(
     check_search(workload, search, axes)
     cluster, _ = arranged(cluster)
     candidates = enumerate_candidates(workload, cluster, search, axes)
-    budget = cluster.device.memory * search.memory_fraction
+    budget = cluster.device.memory * search.fraction(cluster.device.memory)
     chunks = [search.loss_chunks] if search.loss_chunks else [n for n in CHUNKS if workload.sequence % n == 0]
     candidates, fits = _fewest_chunks(workload, cluster, candidates, chunks, budget, search.unroll, assumptions)
     # What does not fit is priced only to say what it would have gained, so only where the trainer could execute it.
@@ -110,7 +116,7 @@ def enumerate_candidates(
     """Every combination that divides and obeys the search, the loss in one piece. Raises PlanError when nothing
     divides."""
     sizes = meshes(workload, cluster, search, axes)
-    remats = range(len(REMATS)) if search.remat == "auto" else [REMATS.index(search.remat)]
+    remats = [REMATS.index(search.remat)] if search.remat in REMATS else range(len(REMATS))
     microbatches = [search.microbatch] if search.microbatch else divisors(workload.batch)
     splits = [False, True] if search.shard_optimizer is None else [search.shard_optimizer]
     turns = divisors(workload.layers) if np.any(sizes["stage"] > 1) else [1]

@@ -27,10 +27,10 @@ def refusal(
     need, memory = least.predicted.memory_bytes, cluster.device.memory
     lines = [
         f"{workload.name} does not fit on {cluster.describe()}: the least hungry plan is predicted to need "
-        f"{gib(need)} per device and may use {gib(memory * search.memory_fraction)}.",
+        f"{gib(need)} per device and may use {gib(memory * search.fraction(memory))}.",
         f"That plan: {summarise(least, workload)}",
         "",
-        memory_table(least.predicted.memory, memory, search.memory_fraction),
+        memory_table(least.predicted.memory, memory, search.fraction(memory)),
         "",
     ]
     remedies = _remedies(workload, cluster, search, assumptions, least, axes)
@@ -71,8 +71,8 @@ def _remedies(
                 dataclasses.replace(search, microbatch=None),
             )
         )
-    if search.remat == "none":
-        freed.append(("plan.remat=auto instead of none", dataclasses.replace(search, remat="auto")))
+    if search.remat not in ("auto", "dp", "full"):
+        freed.append((f"plan.remat=auto instead of {search.remat}", dataclasses.replace(search, remat="auto")))
     if search.loss_chunks:
         freed.append(
             (
@@ -90,7 +90,9 @@ def _remedies(
     found += [text for text, wish in freed if fits(wish=wish)]
 
     share = least.predicted.memory_bytes / cluster.device.memory
-    if search.memory_fraction < share <= 0.97:
+    if search.memory_budget is not None:
+        found.append(f"plan.memory_budget={gib(least.predicted.memory_bytes)} instead of {search.memory_budget}")
+    elif search.memory_fraction < share <= 0.97:
         up = -(-int(share * 1000) // 10) / 100 + 0.01
         found.append(f"plan.memory_fraction={min(up, 1.0):.2f} instead of {search.memory_fraction:g} (less margin)")
 

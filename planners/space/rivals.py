@@ -150,7 +150,7 @@ def compare(
         workload,
         cluster,
         choices.candidates,
-        memory_fraction=search.memory_fraction,
+        memory_fraction=search.fraction(cluster.device.memory),
         unroll=search.unroll,
         assumptions=assumptions,
         count=5,

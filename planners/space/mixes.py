@@ -1,0 +1,221 @@
+"""Rematerialisation by layer and value: what recomputing every layer of a choice costs, paid only as far as needed.
+
+Of every mesh, microbatch and loss chunking, `none` keeps everything and `full` keeps the input of each layer. Where the
+first does not fit and the second does, the layers are given policies in between (`planners.remat`), so that the extra
+seconds are least within the memory that is left (eqs. 8 to 10, 13; eq. 10 adds bytes to seconds, here bytes are
+limited). Both ends are priced as ever, and what lies between by its share: bytes by the values kept, seconds by the
+part of a block's forward pass that runs again.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from planners.candidates import REMATS, Candidates
+from planners.machines.topology import Cluster, Device
+from planners.plan import Prediction, Segment, Workload
+from planners.prices.assumptions import Assumptions
+from planners.prices.cost import Prices, price
+from planners.prices.device_memory import footprint_of
+from planners.prices.recompute import Keeping, hull, keepings
+from planners.remat.policy import Layers, Mix, Policy, Problem
+from planners.remat.solvers import SOLVERS
+from planners.space.choices import Choices
+from planners.wishes import Search
+
+LESS_IN_FLIGHT = 0.5
+"""Share of a kept value's bytes that a block in flight then needs less: steps of Llama-7B compiled for 8 H100 with ten
+sets of kept values, jax 0.10.2: within 120 MB of 1.6 to 2 GB (`experiments.benchmarks.remat_memory`)."""
+
+MOST_ROWS = 400
+"""Choices whose mix is worked out, by what they would cost if nothing were recomputed, cheapest first."""
+
+HOST_LINK = 0.8
+"""Share of the link to host memory that copies reach."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ends:
+    """One choice without any recomputation and with all of it: bytes per device by part, and seconds by part."""
+
+    none: Prediction
+    full: Prediction
+    layers: int
+    carry: float
+    sequences: int
+
+    @property
+    def price(self) -> float:
+        """Extra seconds of recomputing every layer."""
+        return max(self.full.step_seconds - self.none.step_seconds, 0.0)
+
+
+def with_mixes(choices: Choices, workload: Workload, cluster: Cluster, search: Search, a: Assumptions) -> Choices:
+    """The choices, those that only fit fully rematerialised with the mix of policies that costs them least."""
+    if search.remat in ("none", "full") or not workload.operations:
+        return choices
+    at, fits = choices.candidates, choices.fits
+    rows = np.flatnonzero((at.remat == REMATS.index("full")) & (at.virtual == 1) & fits)
+    if not len(rows):
+        return choices
+    none = price(workload, cluster, _as(at.take(rows), "none"), unroll=search.unroll, assumptions=a)
+    tight = none.memory_bytes > choices.budget
+    optimistic = none.step_seconds
+    best = choices.prices.step_seconds[fits].min()
+    blocks = _Blocks(workload, cluster.device, search, a)
+    mixes: dict[int, tuple[Segment, ...]] = {}
+    priced: dict[int, Prediction] = {}
+    solve = solver(search.remat)
+    for i in np.argsort(optimistic, kind="stable")[: MOST_ROWS + int((~tight).sum())]:
+        if not tight[i]:
+            continue
+        if optimistic[i] >= best:
+            break
+        row = int(rows[i])
+        ends = _ends(workload, at.take(rows[i : i + 1]), none.prediction(int(i)), choices.prices.prediction(row))
+        mix = solve(problem(ends, blocks.policies(at.mesh(row), ends), choices.budget))
+        mixes[row], priced[row] = mix.segments(), between(ends, mix)
+        best = min(best, priced[row].step_seconds)
+    return dataclasses.replace(choices, prices=_replaced(choices.prices, priced), mixes=mixes)
+
+
+def solver(name: str) -> Callable[[Problem], Mix]:
+    """The strategy of that name; `auto` is the dynamic program."""
+    return SOLVERS["dp" if name == "auto" else name]
+
+
+def problem(ends: Ends, policies: Sequence[Policy], budget: float) -> Problem:
+    """The layers of a choice, all that its device holds besides counted as in flight."""
+    return Problem(classes=(Layers(count=ends.layers, policies=tuple(policies)),), budget=budget)
+
+
+def between(ends: Ends, mix: Mix) -> Prediction:
+    """What a choice with this mix is predicted to cost: its extra seconds in the proportions of its ends."""
+    share = mix.seconds / ends.price if ends.price else 0.0
+    seconds = _along(ends.none.seconds, ends.full.seconds, share)
+    rest = {name: size for name, size in ends.full.memory.items() if name != "activations"}
+    activations = mix.peak - sum(rest.values())
+    if activations < 0:
+        rest = {name: size for name, size in ends.none.memory.items() if name != "activations"}
+        activations = max(mix.peak - sum(rest.values()), 0.0)
+    memory = {"activations": activations, **rest}
+    mfu = ends.none.mfu
+    total = sum(seconds.values())
+    return Prediction(
+        seconds=seconds,
+        memory=memory,
+        link_bytes=_along(ends.none.link_bytes, ends.full.link_bytes, share),
+        mfu=None if mfu is None else mfu * ends.none.step_seconds / total,
+    )
+
+
+def _along(start: Mapping[str, float], end: Mapping[str, float], share: float) -> dict[str, float]:
+    """What lies a share of the way from one table to the other."""
+    names = dict.fromkeys([*start, *end])
+    return {name: (1 - share) * start.get(name, 0.0) + share * end.get(name, 0.0) for name in names}
+
+
+class _Blocks:
+    """The policies of a block, worked out once for each way in which a mesh splits it."""
+
+    def __init__(self, workload: Workload, device: Device, search: Search, a: Assumptions):
+        self.workload, self.device, self.offload, self.a = workload, device, search.offload, a
+        self.known: dict[tuple[int, ...], tuple[Keeping, ...]] = {}
+
+    def keepings(self, mesh: dict[str, int]) -> tuple[Keeping, ...]:
+        key = (mesh["tensor"], mesh["context"])
+        if key not in self.known:
+            self.known[key] = hull(keepings(self.workload, self.device, mesh, self.a))
+        return self.known[key]
+
+    def policies(self, mesh: dict[str, int], ends: Ends) -> list[Policy]:
+        found = self.keepings(mesh)
+        made = [policy(each, found[0].seconds, ends) for each in found]
+        if self.offload and self.device.host_bandwidth:
+            made += [each for each in (_offloaded(one, found, ends, self.device) for one in found[1:]) if each]
+        return [nothing_again(ends), *made]
+
+
+def policy(kept: Keeping, most: float, ends: Ends) -> Policy:
+    """A block that keeps these values; `most` are the seconds of keeping none."""
+    rest = ends.full.memory_bytes - ends.layers * ends.carry
+    floor = min(rest, nothing_again(ends).transient)
+    size = ends.sequences * kept.bytes
+    return Policy(
+        name="+".join(kept.save) or "full",
+        save=kept.save,
+        kept=ends.carry + size,
+        transient=max(rest - LESS_IN_FLIGHT * size, floor),
+        seconds=ends.price / ends.layers * (kept.seconds / most if most else 0.0),
+        flops=ends.sequences * kept.flops,
+    )
+
+
+def nothing_again(ends: Ends) -> Policy:
+    """A block that keeps everything. Where any layer is rematerialised, XLA turns the weights of all of them."""
+    memory = ends.none.memory
+    held = memory["activations"] + memory.get("cast_weights", 0.0)
+    turned = ends.full.memory.get("turned_weights", 0.0) - memory.get("turned_weights", 0.0)
+    rest = ends.none.memory_bytes - held + max(turned, 0.0)
+    return Policy(name="none", save=None, kept=held / ends.layers, transient=rest, seconds=0.0)
+
+
+def _offloaded(kept: Keeping, found: Sequence[Keeping], ends: Ends, device: Device) -> Policy | None:
+    """The same values in host memory instead: copies run beside the layer before and the layer after."""
+    size = ends.sequences * kept.bytes
+    copy = size / (device.host_bandwidth * HOST_LINK)
+    beside = ends.none.seconds.get("compute", 0.0) / ends.layers
+    waiting = max(copy - beside / 3.0, 0.0) + max(copy - beside * 2.0 / 3.0, 0.0)
+    plain = policy(kept, found[0].seconds, ends)
+    return dataclasses.replace(
+        plain,
+        name=f"host: {plain.name}",
+        save=(),
+        offload=kept.save,
+        kept=ends.carry,
+        seconds=plain.seconds + waiting,
+    )
+
+
+def _ends(workload: Workload, one: Candidates, none: Prediction, full: Prediction) -> Ends:
+    sizes = {axis: int(size[0]) for axis, size in one.sizes.items()}
+    sequences = int(one.microbatch[0] // one.replicas[0])
+    where = footprint_of(workload, one.sizes)
+    carry = sequences * float(np.ravel(where.carry)[0]) / (sizes["tensor"] if one.sequence[0] else 1)
+    layers = -(-workload.layers // sizes["stage"])
+    # Stages hold the activations of several microbatches: what one device keeps of a layer is that many times more.
+    flying = max(none.memory["activations"] / (layers * sequences * float(np.ravel(where.activations)[0])), 1.0)
+    flying = round(flying) if sizes["stage"] > 1 else 1
+    return Ends(none=none, full=full, layers=layers, carry=carry * flying, sequences=sequences * flying)
+
+
+def _as(candidates: Candidates, remat: str) -> Candidates:
+    return dataclasses.replace(candidates, remat=np.full(len(candidates), REMATS.index(remat)))
+
+
+def _replaced(prices: Prices, rows: dict[int, Prediction]) -> Prices:
+    if not rows:
+        return prices
+
+    def put(table: dict[str, np.ndarray], part: str) -> dict[str, np.ndarray]:
+        names = dict.fromkeys([*table, *(name for each in rows.values() for name in getattr(each, part))])
+        whole = {name: np.array(table.get(name, 0.0 * prices.step_seconds), dtype=float) for name in names}
+        for row, each in rows.items():
+            for name in names:
+                whole[name][row] = getattr(each, part).get(name, 0.0)
+        return whole
+
+    mfu = prices.mfu
+    if mfu is not None:
+        mfu = np.array(mfu)
+        for row, each in rows.items():
+            mfu[row] = each.mfu
+    return dataclasses.replace(
+        prices,
+        seconds=put(prices.seconds, "seconds"),
+        memory=put(prices.memory, "memory"),
+        link_bytes=put(prices.link_bytes, "link_bytes"),
+        mfu=mfu,
+    )
