@@ -85,10 +85,19 @@ def evaluation_table(title: str, facts: Mapping[str, Any]) -> str:
 
 
 def continuation(
-    model: Transformer, tokenizer: Tokenizer, how: Sample, *, seed: int = 0, stop: tuple[str, ...] = ()
+    model: Transformer,
+    tokenizer: Tokenizer,
+    how: Sample,
+    *,
+    seed: int = 0,
+    stop: tuple[str, ...] = (),
+    pairs: bool = False,
 ) -> Iterator[bytes]:
-    """The bytes of a sample, piece by piece, ending before the first `stop` text."""
-    prompt = [tokenizer.bos, *(int(i) for i in tokenizer.encode(how.prompt or ""))]
+    """The bytes of a sample, piece by piece, ending before the first `stop` text.
+
+    Where the model was trained on `pairs` the prompt is a source, and the sample its target.
+    """
+    prompt = [tokenizer.bos, *(int(i) for i in tokenizer.encode(how.prompt or "")), *([tokenizer.bos] * pairs)]
     made, sent = b"", 0
     longest = max((len(s.encode()) for s in stop), default=0)
     for token in generate(
@@ -105,12 +114,12 @@ def continuation(
     yield made[sent:]
 
 
-def sample(model: Transformer, tokenizer: Tokenizer, how: Sample, seed: int = 0) -> str:
-    """The prompt and what the model makes of it."""
+def sample(model: Transformer, tokenizer: Tokenizer, how: Sample, seed: int = 0, *, pairs: bool = False) -> str:
+    """The prompt and what the model makes of it; of a source, its target on a line of its own (see `continuation`)."""
     # Every process holds part of the weights; the sample needs them whole, on each.
     whole: Any = jax.jit(lambda m: m, out_shardings=jax.sharding.NamedSharding(_mesh(model), jax.P()))(model)
-    made = b"".join(continuation(whole, tokenizer, how, seed=seed))
-    return (how.prompt or "") + made.decode("utf-8", errors="replace")
+    made = b"".join(continuation(whole, tokenizer, how, seed=seed, pairs=pairs))
+    return (how.prompt or "") + "\n" * pairs + made.decode("utf-8", errors="replace")
 
 
 def _mesh(model: Transformer) -> jax.sharding.Mesh:

@@ -210,8 +210,9 @@ def _text(trained: Trained, data: str | None) -> tuple[Corpus, str]:
 
 
 def generate_text(path: Path, how: Sample, step: int | None, seed: int, stop: tuple[str, ...]) -> Iterator[bytes]:
-    """The bytes that the model adds to the prompt, piece by piece."""
+    """The bytes that the model adds to the prompt, piece by piece; of a model that translates, the translation."""
     trained = open_trained(path, step)
+    pairs = trained.run.data.parallel is not None
     with jax.set_mesh(trained.session.mesh):
         model = plain(trained.model())
-        yield from continuation(model, trained.tokenizer, how, seed=seed, stop=stop)
+        yield from continuation(model, trained.tokenizer, how, seed=seed, stop=stop, pairs=pairs)

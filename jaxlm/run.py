@@ -355,7 +355,8 @@ class _Training:
         )
         if run.sample.prompt is not None:
             say(f"sample ({run.sample.tokens} tokens, temperature {run.sample.temperature}):")
-            say(sample(outcome.state.model, self.corpus.tokenizer, run.sample))
+            pairs = run.data.parallel is not None
+            say(sample(outcome.state.model, self.corpus.tokenizer, run.sample, pairs=pairs))
         if self.leader:
             plan = self.now.setup.plan
             records = read_jsonl(folder.metrics)

@@ -58,6 +58,26 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Parallel:
+    """Texts with their translations: what ends a file name, heads a column or is a key of a JSON line.
+
+    Attributes:
+        source: What is read, e.g. en.
+        target: What is learned, e.g. de.
+    """
+
+    source: str
+    target: str
+
+    def __post_init__(self) -> None:
+        if not self.source or not self.target or self.source == self.target:
+            raise DataError(
+                f"data.parallel.source={self.source!r} and data.parallel.target={self.target!r} must be two names, "
+                "e.g. en and de"
+            )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
     """Where the text is, what is held out, and how documents become rows.
 
@@ -65,6 +85,9 @@ class DataConfig:
         path: Folder, glob, file or URL (gs://, s3://, https://, hf://) of text, C4-format JSONL (both plain, .gz or
             .zst), Parquet or Hugging Face `datasets`; a TensorFlow data set by name, tfds:NAME/CONFIG:VERSION, or
             some of its splits, tfds:c4/multilingual[de,fr]; or `stdlib`: Python's sources.
+        parallel: Learn to translate: `path` then holds pairs, as two files of lines (train.en and train.de, val.en,
+            ...; plain, .gz or .zst) in a folder, or as a .tsv or .jsonl file or a folder of them. The model reads the
+            source and learns the target.
         mixture: Several texts instead of `path`, by name, each with path, weight and validation of its own:
             --data.mixture.novels.path DIR --data.mixture.novels.weight 0.7
         validation: Held-out text, given as in `path`; absent: what the data set itself holds out (its splits, a
@@ -72,7 +95,7 @@ class DataConfig:
         validation_fraction: Share of the files (JSONL: documents) held out, chosen by a hash of the name.
         sequence: Tokens per row.
         mode: `pack` fills rows with documents one after the other; `truncate`: one document per row, cut.
-        minimum_characters: Shorter documents are dropped from training; held-out text is always kept whole.
+        minimum_characters: Shorter documents are dropped from training; held-out text and pairs are always kept.
         limit_bytes: Stop after this much training text (of each part of a mixture), for quick runs; absent: take
             all. What is held out does not depend on it: where documents are held out one by one, all of them are
             read, which `data.validation` spares.
@@ -82,6 +105,7 @@ class DataConfig:
     """
 
     path: str = STDLIB
+    parallel: Parallel | None = None
     mixture: dict[str, Part] = dataclasses.field(default_factory=dict)
     validation: str | None = None
     validation_fraction: float = 0.02
@@ -103,6 +127,11 @@ class DataConfig:
             raise DataError(f"data.sequence={self.sequence} must be at least 2")
         if self.mode not in ("pack", "truncate"):
             raise DataError(f"data.mode={self.mode!r} must be pack or truncate")
+        if self.parallel is not None and self.mode == "pack":
+            raise DataError(
+                "data.mode=pack would cut targets off their sources: data.parallel needs data.mode=truncate, one pair "
+                "per row"
+            )
         if self.minimum_characters < 0:
             raise DataError(f"data.minimum_characters={self.minimum_characters} must be at least 0")
         if self.limit_bytes is not None and self.limit_bytes < 1:

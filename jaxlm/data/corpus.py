@@ -79,6 +79,7 @@ class Corpus:
     def __init__(self, folder: Path, tokenizer: Tokenizer, splits: Mapping[str, TokenStream], index: dict[str, Any]):
         self.folder, self.tokenizer, self.splits = folder, tokenizer, dict(splits)
         self.digest: str = index["digest"]
+        self.separator = tokenizer.bos if index.get("prompts") else None
         report = index["report"]
         tuples = {key: tuple(value) for key, value in report.items() if isinstance(value, list)}
         self.report = Report(**report | tuples)
@@ -123,7 +124,7 @@ class Corpus:
 
     def _together(self, splits: list[str], name: str) -> TokenStream:
         shards = [shard for split in splits for shard in self.splits[split].shards]
-        return TokenStream(shards, pad=self.tokenizer.pad, name=name)
+        return TokenStream(shards, pad=self.tokenizer.pad, name=name, separator=self.separator)
 
 
 def open_corpus(folder: str | os.PathLike[str]) -> Corpus:
@@ -138,7 +139,8 @@ def open_corpus(folder: str | os.PathLike[str]) -> Corpus:
     for number, entry in enumerate(index["shards"]):
         for name, facts in entry["splits"].items():
             shards[name].append(_map(folder, number, name, facts, token_type(tokenizer)))
-    splits = {name: TokenStream(shards[name], pad=tokenizer.pad, name=name) for name in names}
+    separator = tokenizer.bos if index.get("prompts") else None
+    splits = {n: TokenStream(shards[n], pad=tokenizer.pad, name=n, separator=separator) for n in names}
     return Corpus(folder, tokenizer, splits, index)
 
 
@@ -147,7 +149,7 @@ def gzip_bits_per_byte(corpus: Corpus, split: str | None = None) -> float:
     stream = corpus.held_out if split is None else corpus.split(split)
     gzip, size = zlib.compressobj(9, zlib.DEFLATED, 31), 0
     for document in stream.each_document():
-        size += len(gzip.compress(corpus.tokenizer.bytes(document.tolist())))
+        size += len(gzip.compress(corpus.tokenizer.bytes(document[stream.prompt(document) :].tolist())))
     return 8 * (size + len(gzip.flush())) / max(stream.bytes, 1)
 
 

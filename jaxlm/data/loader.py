@@ -10,7 +10,7 @@ import numpy as np
 from jaxlm.data.config import DataError
 from jaxlm.data.fingerprint import as_text, fingerprint
 from jaxlm.data.mixture import Interleave, Mixture, shares
-from jaxlm.data.packing import Batch, Packed, Rows, empty_batch, make_rows
+from jaxlm.data.packing import Batch, Rows, empty_batch, make_rows
 from jaxlm.data.stream import TokenStream
 
 
@@ -81,7 +81,7 @@ class Loader:
     def bytes_per_token(self) -> float:
         """Bytes of text per predicted token, over rows in the proportions in which they are trained on."""
         sizes = [(part.share / len(part.rows), part.stream) for part in self.parts]
-        targets = sum(share * (len(stream) - stream.documents) for share, stream in sizes)
+        targets = sum(share * stream.targets for share, stream in sizes)
         return sum(share * stream.bytes for share, stream in sizes) / max(targets, 1e-9)
 
     def epochs(self, steps: int) -> dict[str, float]:
@@ -138,6 +138,8 @@ class Loader:
             (part,) = self.parts
             rows = f"{self.rows_per_epoch:,} rows, {self.steps_per_epoch:,.1f} steps per epoch"
             seen = f"{steps:,} steps see it {self.epochs(steps)[part.name]:.2f} times"
+            if part.stream.separator is not None and (cut := part.stream.longer(self.sequence + 1)):
+                seen += f"; {cut:,} pairs are longer than a row and cut"
             return f"training data: {len(part.stream):,} tokens in {rows}; {seen}"
         lines = [f"training data: {len(self.parts)} parts; after {self.steps_per_epoch:,.1f} steps one of them repeats"]
         for name, part in self.facts(steps).items():
@@ -150,7 +152,8 @@ class Loader:
 
 class Evaluation:
     """Held-out text from its first token to its last, each predicted once; the last batch is filled with
-    padding.
+    padding. Documents with prompts stand alone in their rows, and the prompts are not predicted. Raises DataError for
+    one of these that is longer than a row.
 
     `bytes` is the size of the original text in UTF-8 and `targets` the number of predictions, so that
     bits per byte = -(sum of weights * log2 p) / bytes.
@@ -160,12 +163,18 @@ class Evaluation:
         if batch < 1:
             raise DataError(f"batch={batch} must be at least 1")
         self.stream, self.batch, self.sequence = stream, batch, sequence
-        self._rows = Packed(stream, sequence)
+        alone = stream.separator is not None
+        if alone and stream.longest > sequence + 1:
+            raise DataError(
+                f"data.sequence={sequence} is too short for the {stream.name} split: its longest pair has "
+                f"{stream.longest} tokens; raise it to {stream.longest - 1}"
+            )
+        self._rows = make_rows(stream, sequence, "truncate" if alone else "pack")
         if len(self._rows) == 0:
             raise DataError(f"the {stream.name} split is empty: there is nothing to evaluate on")
         self.batches = -(-len(self._rows) // batch)
         self.bytes = stream.bytes
-        self.targets = len(stream) - stream.documents
+        self.targets = stream.targets
 
     def fetch(self, index: int, start: int = 0, stop: int | None = None) -> Batch:
         """Places start..stop of batch `index`, in the order of the text."""

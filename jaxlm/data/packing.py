@@ -2,7 +2,7 @@
 
 A row is five arrays of length T: `tokens` (what the model reads), `targets` (what it should say next),
 `segments` (1, 2, ... per document in the row, 0 for padding), `positions` (from 0 in each segment), `weights`
-(1.0 where the target belongs to the same document as its input, else 0).
+(1.0 where the target belongs to the same document as its input and not to its prompt, else 0).
 """
 
 from typing import Literal, Protocol
@@ -37,7 +37,10 @@ def empty_batch(rows: int, sequence: int, pad: int) -> Batch:
 
 
 def make_rows(stream: TokenStream, sequence: int, mode: Literal["pack", "truncate"]) -> Rows:
-    """The rows of a stream in the given mode."""
+    """The rows of a stream in the given mode. Raises ValueError for prompts in packed rows, which would be cut off the
+    texts they belong to."""
+    if mode == "pack" and stream.separator is not None:
+        raise ValueError("documents with prompts need the mode truncate: one of them per row")
     return Packed(stream, sequence) if mode == "pack" else Truncated(stream, sequence)
 
 
@@ -87,4 +90,4 @@ class Truncated:
         batch["targets"][at, :size] = tokens[1:]
         batch["segments"][at, :size] = 1
         batch["positions"][at, :size] = self._count[:size]
-        batch["weights"][at, :size] = 1
+        batch["weights"][at, self.stream.prompt(tokens) : size] = 1

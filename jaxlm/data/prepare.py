@@ -96,6 +96,8 @@ def corpus_folder(config: DataConfig, parts: Parts) -> Path:
     relevant = dataclasses.asdict(config)
     for key in ("sequence", "mode", "cache", "corrupt_share", "mixture"):
         del relevant[key]
+    if config.parallel is None:
+        del relevant["parallel"]
     if config.mixture and config.tokenizer.path is None:
         weights = {name: part.weight for name, part in sorted(config.mixture.items())}
         relevant["shares"] = {name: str(share) for name, share in shares(weights).items()}
@@ -178,17 +180,18 @@ def _encode(
                 if seen >= 1000:
                     _check_corrupt(config, corrupt, seen - corrupt, writer.facts["corrupt_examples"])
             elif item.split != TRAIN:
-                writer.add(split_of(item.split, part), item.text)
+                writer.add(split_of(item.split, part), item.text, item.prompt)
             elif left < LONGEST_CHARACTER:
                 if source.split != BY_DOCUMENT:
                     break
                 writer.facts["beyond"] += 1
                 if writer.facts["beyond"] % SKIPPED == 0:
                     progress("data.limit_bytes is reached; reading on for what is held out", position, total)
-            elif len(item.text) < config.minimum_characters:
+            elif item.shorter(config.minimum_characters):
                 writer.facts["dropped"] += 1
             else:
-                train_bytes[part] += writer.add(split_of(TRAIN, part), _first_bytes(item.text, left))
+                text = _first_bytes(item.text, left) if item.prompt is None else item.text
+                train_bytes[part] += writer.add(split_of(TRAIN, part), text, item.prompt)
             if writer.waiting >= BATCH_BYTES or writer.bytes >= shard_bytes:
                 writer.encode()
                 progress("encoding", min(position, total), total)
@@ -250,6 +253,7 @@ def _index(
         "format": FORMAT,
         "digest": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
         "report": dataclasses.asdict(report),
+        "prompts": config.parallel is not None,
         "shards": [{"splits": entry["splits"]} for entry in shards],
     }
 

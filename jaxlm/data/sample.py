@@ -44,11 +44,12 @@ def _evenly(config: DataConfig, files: list[Source], wanted: int) -> Iterator[st
         growth = 3 if source.compressed else 1
         keep = max(left / max(source.bytes * growth, 1), 1 / 8)
         for number, item in enumerate(read(source, config.validation_fraction)):
-            if isinstance(item, Corrupt) or item.split != TRAIN or len(item.text) < config.minimum_characters:
+            if isinstance(item, Corrupt) or item.split != TRAIN or item.shorter(config.minimum_characters):
                 continue
             if source.many and stable_hash(f"sample {source.name}:{number}") >= keep:
                 continue
-            for text in _thinned(item.text, left):
+            both = item.text if item.prompt is None else f"{item.prompt}\n{item.text}"
+            for text in _thinned(both, left):
                 yield text
                 left -= len(text)
                 taken += len(text)

@@ -23,7 +23,7 @@ class ShardWriter:
     def _clear(self) -> None:
         self.bytes = self.waiting = 0
         self.facts: dict[str, Any] = {"dropped": 0, "beyond": 0, "corrupt": 0, "corrupt_examples": []}
-        self._texts: list[tuple[str, str]] = []
+        self._texts: list[tuple[str, str, str | None]] = []
         self._tokens: dict[str, list[np.ndarray]] = {}
         self._lengths: dict[str, list[int]] = {}
         self._sizes: dict[str, list[int]] = {}
@@ -32,13 +32,14 @@ class ShardWriter:
     def empty(self) -> bool:
         return not (self._texts or self._sizes or any(self.facts.values()))
 
-    def add(self, split: str, text: str) -> int:
-        """Takes a document and says how many bytes it has."""
+    def add(self, split: str, text: str, prompt: str | None = None) -> int:
+        """Takes a document and says how many bytes it has; those of a prompt are not of the document."""
         size = len(text.encode())
-        self._texts.append((split, text))
+        self._texts.append((split, text, prompt))
         self._sizes.setdefault(split, []).append(size)
-        self.bytes += size
-        self.waiting += size
+        both = size + len((prompt or "").encode())
+        self.bytes += both
+        self.waiting += both
         return size
 
     def skip(self, corrupt: Corrupt) -> None:
@@ -47,13 +48,16 @@ class ShardWriter:
             self.facts["corrupt_examples"].append(f"{corrupt.where}: {corrupt.why}")
 
     def encode(self) -> None:
-        """Encodes what is waiting."""
+        """Encodes what is waiting: `BOS text EOS`, or `BOS prompt BOS text EOS`."""
         begin = np.array([self.tokenizer.bos], self.dtype)
         end = np.array([self.tokenizer.eos], self.dtype)
-        encoded = self.tokenizer.encode_many([text for _, text in self._texts])
-        for (split, _), ids in zip(self._texts, encoded, strict=True):
-            self._tokens.setdefault(split, []).extend((begin, ids.astype(self.dtype), end))
-            self._lengths.setdefault(split, []).append(len(ids) + 2)
+        encoded = self.tokenizer.encode_many([text for _, text, _ in self._texts])
+        prompts = iter(self.tokenizer.encode_many([p for *_, p in self._texts if p is not None]))
+        for (split, _, prompt), ids in zip(self._texts, encoded, strict=True):
+            before = () if prompt is None else (begin, next(prompts).astype(self.dtype))
+            parts = (*before, begin, ids.astype(self.dtype), end)
+            self._tokens.setdefault(split, []).extend(parts)
+            self._lengths.setdefault(split, []).append(sum(map(len, parts)))
         self._texts, self.waiting = [], 0
 
     def write(self, folder: Path, number: int, following: dict[str, Any]) -> dict[str, Any]:

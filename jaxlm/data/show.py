@@ -14,16 +14,19 @@ def show(corpus: Corpus, loader: Loader, step: int, *, rows: int = 4, characters
         f"({counted / (size * sequence):.1%}), hash {loader.fingerprint(step)}"
     ]
     sizes = {part.name: len(part.rows) for part in loader.parts}
+    stream = loader.parts[0].stream
     for row in range(min(rows, size)):
         segments = batch["segments"][row]
         place = loader.place(step, row)
         part = f"{place.part}, " if loader.mixed else ""
         lines.append(f"\nplace {row}: {part}row {place.row:,} of {sizes[place.part]:,}, epoch {place.epoch}")
         for segment in range(1, int(segments.max()) + 1):
-            ids = batch["tokens"][row][segments == segment].tolist()
+            ids = batch["tokens"][row][segments == segment]
             begins = "BOS " if ids[0] == corpus.tokenizer.bos else "... "
             ends = " EOS" if ids[-1] == corpus.tokenizer.eos else " ..."
-            text = _shortened(corpus.tokenizer.decode(ids), characters)
+            cut = stream.prompt(ids)
+            sides = ([ids[:cut]] if cut else []) + [ids[cut:]]
+            text = " BOS ".join(_shortened(corpus.tokenizer.decode(side.tolist()), characters) for side in sides)
             lines.append(f"  document {segment}, {len(ids):>4} tokens  {begins}{text}{ends}")
         if padding := int((segments == 0).sum()):
             lines.append(f"  padding,    {padding:>4} tokens")

@@ -1,4 +1,7 @@
-"""Prepared tokens: a flat stream per split, each document between BOS and EOS, mapped from disk on demand."""
+"""Prepared tokens: a flat stream per split, each document between BOS and EOS, mapped from disk on demand.
+
+Where there are prompts, a document is `BOS prompt BOS text EOS`: the second BOS separates them, for no text holds one.
+"""
 
 import bisect
 import dataclasses
@@ -20,23 +23,30 @@ class Shard:
 class TokenStream:
     """The documents of one split as if they were one long array.
 
-    `documents` and `bytes` count what is in it (bytes of the original UTF-8 text); `len(stream)` is the number
-    of tokens.
+    `documents` and `bytes` count what is in it (bytes of the original UTF-8 text, without prompts); `len(stream)` is
+    the number of tokens. `separator` is the token between prompt and text, None where there are no prompts.
     """
 
-    def __init__(self, shards: Sequence[Shard], *, pad: int, name: str = "train"):
+    def __init__(self, shards: Sequence[Shard], *, pad: int, name: str = "train", separator: int | None = None):
         self.shards = [shard for shard in shards if len(shard.bytes)]
-        self.pad, self.name = pad, name
+        self.pad, self.name, self.separator = pad, name, separator
         self._token_starts = np.cumsum([0, *(len(shard.tokens) for shard in self.shards)]).tolist()
         self._document_starts = np.cumsum([0, *(len(shard.bytes) for shard in self.shards)]).tolist()
 
     @classmethod
-    def of(cls, documents: Sequence[Sequence[int]], *, pad: int = 0, bytes: Sequence[int] = ()) -> "TokenStream":
+    def of(
+        cls,
+        documents: Sequence[Sequence[int]],
+        *,
+        pad: int = 0,
+        bytes: Sequence[int] = (),
+        separator: int | None = None,
+    ) -> "TokenStream":
         """A stream in memory from documents that already have their BOS and EOS."""
         flat = np.array([token for document in documents for token in document], np.int32)
         offsets = np.cumsum([0, *(len(document) for document in documents)])
         sizes = np.array(bytes or [0] * len(documents), np.int64)
-        return cls([Shard(flat, offsets, sizes)], pad=pad)
+        return cls([Shard(flat, offsets, sizes)], pad=pad, separator=separator)
 
     def __len__(self) -> int:
         return self._token_starts[-1]
@@ -48,6 +58,28 @@ class TokenStream:
     @cached_property
     def bytes(self) -> int:
         return int(sum(int(shard.bytes.sum()) for shard in self.shards))
+
+    @cached_property
+    def targets(self) -> int:
+        """Tokens that are learned: all but the first of each document and those of prompts."""
+        return len(self) - self.documents - sum(_prompts(shard, self.separator) for shard in self.shards)
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest document."""
+        return max((int(np.diff(shard.offsets).max()) for shard in self.shards), default=0)
+
+    def longer(self, tokens: int) -> int:
+        """How many documents have more tokens than that."""
+        return sum(int((np.diff(shard.offsets) > tokens).sum()) for shard in self.shards)
+
+    def prompt(self, document: np.ndarray) -> int:
+        """Where the separator stands in a document, which is the number of its first targets that are not learned; 0
+        where there are no prompts. A document that was cut before its separator is all prompt."""
+        if self.separator is None:
+            return 0
+        found = np.flatnonzero(document[1:] == self.separator)
+        return int(found[0]) + 1 if len(found) else len(document)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens start..stop, a view where they lie in one shard."""
@@ -82,3 +114,13 @@ class TokenStream:
     def each_document(self) -> Iterator[np.ndarray]:
         """The tokens of each document in order."""
         return (self.document(index) for index in range(self.documents))
+
+
+def _prompts(shard: Shard, separator: int | None) -> int:
+    """The sum of `TokenStream.prompt` over the documents of a shard."""
+    if separator is None:
+        return 0
+    at = np.flatnonzero(shard.tokens == separator)
+    begins = shard.offsets[:-1]
+    # The first one after each begin, for the begins themselves may be the same token.
+    return int((at[np.searchsorted(at, begins, side="right")] - begins).sum())

@@ -51,14 +51,24 @@ def empty_cache(model: Transformer, batch: int, length: int) -> Cache:
 
 
 def extend(
-    model: Transformer, tokens_BT: Int[Array, "B T"], cache: Cache, start: Int[Array, ""], last: Int[Array, ""]
+    model: Transformer,
+    tokens_BT: Int[Array, "B T"],
+    cache: Cache,
+    start: Int[Array, ""],
+    last: Int[Array, ""],
+    begins_B: Int[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "B V"], Cache]:
-    """Reads tokens at positions `start`, `start + 1`, ...; returns the logits after token `last` of them.
+    """Reads tokens into slots `start`, `start + 1`, ... of the cache; returns the logits after token `last` of them.
 
-    Tokens after `last` may be padding: later calls overwrite what they left in the cache before anything reads it.
+    Tokens after `last` may be padding: later calls overwrite what they left in the cache before anything reads it. So
+    may those before slot `begins_B` of a row (0 if not given), which is where its position 0 is.
     """
-    positions_BT = jnp.broadcast_to(start + jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
-    seen_BTS = jnp.arange(cache.k.shape[2], dtype=jnp.int32)[None, None, :] <= positions_BT[:, :, None]
+    slots_BT = jnp.broadcast_to(start + jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
+    slots_S = jnp.arange(cache.k.shape[2], dtype=jnp.int32)
+    positions_BT, seen_BTS = slots_BT, slots_S[None, None, :] <= slots_BT[:, :, None]
+    if begins_B is not None:
+        positions_BT = jnp.maximum(slots_BT - begins_B[:, None], 0)
+        seen_BTS &= slots_S[None, None, :] >= begins_B[:, None, None]
 
     def layer(x_BTD: jax.Array, item: Any) -> tuple[jax.Array, Any]:
         block, k_old, v_old = item

@@ -16,6 +16,7 @@ IMPORTS = {
     "cloud": ["gcsfs", "s3fs"],
     "hf": ["tokenizers"],
     "tracking": ["wandb"],
+    "translate": ["sacrebleu"],
 }
 """What an extra makes importable; those with programs and libraries of NVIDIA, gigabytes, are only resolved."""
 

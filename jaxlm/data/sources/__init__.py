@@ -1,6 +1,7 @@
 """Every source of text a config can name, read document by document.
 
 - `find.find_sources`    the files behind `data.path` and `data.validation`, on this machine or behind a URL
+- `pairs`                texts with their translations, for `data.parallel`
 - `remote`               finding files behind a URL
 - `splits`               which text is held out
 - `reading.read`         the documents of a file; `text`, `columns`, `tfds` know one family of formats each

@@ -7,7 +7,7 @@ import sysconfig
 from pathlib import Path
 
 from jaxlm.data.config import STDLIB, DataConfig, DataError
-from jaxlm.data.sources import remote, splits, tfds
+from jaxlm.data.sources import pairs, remote, splits, tfds
 from jaxlm.data.sources.opening import is_url, raw, reported
 from jaxlm.data.sources.source import TEST, TRAIN, UNDECIDED, VALID, Source, stable_hash
 
@@ -24,11 +24,11 @@ def find_sources(config: DataConfig) -> tuple[list[Source], list[str]]:
     train-...); a stable hash of names, the same on every machine, which does not move when files are added.
     """
     binary: list[str] = []
-    found = _list(config.path, "data.path", binary)
+    found = _list(config, config.path, "data.path", binary)
     if config.validation is None:
         sources = splits.split_by_hash(found, config.validation_fraction)
     else:
-        held_out = _list(config.validation, "data.validation", binary)
+        held_out = _list(config, config.validation, "data.validation", binary)
         held_out = [source for source in held_out if source.split in (VALID, TEST)] or held_out
         theirs = {_identity(source) for source in held_out}
         ours = [source for source in found if source.split in (TRAIN, UNDECIDED) and _identity(source) not in theirs]
@@ -43,8 +43,10 @@ def _identity(source: Source) -> tuple[str, str]:
     return (source.path if is_url(source.path) else os.path.realpath(source.path), source.part)
 
 
-def _list(spec: str, key: str, binary: list[str]) -> list[Source]:
+def _list(config: DataConfig, spec: str, key: str, binary: list[str]) -> list[Source]:
     """The files that a folder, glob, file, URL, data set name or the word `stdlib` stands for."""
+    if config.parallel is not None:
+        return list(pairs.find(spec, key, config.parallel))
     if spec == STDLIB:
         return _stdlib(key)
     if spec.startswith(tfds.PREFIX):

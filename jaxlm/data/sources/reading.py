@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterator
 
 from jaxlm.data.sources import tfds
 from jaxlm.data.sources.columns import read_arrow, read_parquet
+from jaxlm.data.sources.pairs import read_pairs
 from jaxlm.data.sources.source import BY_DOCUMENT, TRAIN, VALID, Corrupt, Document, Source, stable_hash
 from jaxlm.data.sources.text import read_jsonl, read_whole
 
-READERS = {"jsonl": read_jsonl, "parquet": read_parquet, "arrow": read_arrow, "tfds": tfds.read}
+READERS = {"jsonl": read_jsonl, "parquet": read_parquet, "arrow": read_arrow, "tfds": tfds.read,
+           "pairs": read_pairs}  # fmt: skip
 
 
 def read(
@@ -29,4 +31,4 @@ def read(
         if split == BY_DOCUMENT:
             name = row.url or f"{source.name}:{row.number}"
             split = VALID if stable_hash(name) < validation_fraction else TRAIN
-        yield Document(row.text, split)
+        yield Document(row.text, split, row.prompt)

@@ -57,19 +57,25 @@ class Source:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Document:
-    """A text and the split it belongs to."""
+    """A text and the split it belongs to; `prompt` is what is read before it and not learned, where there is such."""
 
     text: str
     split: str
+    prompt: str | None = None
+
+    def shorter(self, characters: int) -> bool:
+        """Whether it is too short to train on; the sides of a pair may be of any length."""
+        return self.prompt is None and len(self.text) < characters
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """A text among many in one file, by its number (from 1); `url` where the row names one."""
+    """A text among many in one file, by its number (from 1); `url` where the row names one, `prompt` as in Document."""
 
     number: int
     text: str
     url: str | None
+    prompt: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ def given(sources: list[Source], root: str) -> list[Source]:
 def named(sources: list[Source]) -> list[Source]:
     """Files of many documents split by their names (train-00000-of-00002.parquet, test/00.jsonl), where these
     name both training and held-out text. What describes such a data set, or tables, is no text to learn."""
-    sides = {source.name: _side(source.name) for source in sources if source.many and not _describes(source)}
+    sides = {source.name: side_of(source.name) for source in sources if source.many and not _describes(source)}
     if telling := {TRAIN} < set(sides.values()) - {None}:
         split = {name: side or TRAIN for name, side in sides.items()}
         sources = [dataclasses.replace(source, split=split.get(source.name, UNDECIDED)) for source in sources]
@@ -104,7 +104,7 @@ def split_by_hash(sources: list[Source], fraction: float) -> list[Source]:
     ]
 
 
-def _side(name: str) -> str | None:
+def side_of(name: str) -> str | None:
     """The side that a file name, else its innermost telling folder, speaks of."""
     *folders, file = PurePosixPath(name).parts
     if found := IN_FILE_NAME.findall(file):
