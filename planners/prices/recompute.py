@@ -33,12 +33,14 @@ class Keeping:
         bytes: that they take, the block's input not counted.
         seconds: of computing the rest again.
         flops: of computing the rest again, all devices together; attention counted in full.
+        attention: those of them that are attention's, half of which a causal mask hides.
     """
 
     save: tuple[str, ...]
     bytes: float
     seconds: float
     flops: float
+    attention: float = 0.0
 
 
 def savable(workload: Workload) -> tuple[Tensor, ...]:
@@ -61,7 +63,9 @@ def keepings(workload: Workload, device: Device, mesh: Mapping[str, int], a: Ass
     sizes = np.array([float(shard_bytes(tensor, table, dict(mesh))) for tensor in names])
     chosen = (np.arange(2 ** len(names))[:, None] >> np.arange(len(names))) & 1
     chosen = chosen[_together(chosen, [tensor.name for tensor in names], workload)]
-    seconds, flops = _again(workload, {t.name: chosen[:, i].astype(bool) for i, t in enumerate(names)}, device, mesh, a)
+    seconds, flops, attention = _again(
+        workload, {t.name: chosen[:, i].astype(bool) for i, t in enumerate(names)}, device, mesh, a
+    )
     held = chosen @ sizes
     order = np.lexsort([chosen.sum(axis=1), seconds, held])
     best = np.minimum.accumulate(seconds[order])
@@ -72,6 +76,7 @@ def keepings(workload: Workload, device: Device, mesh: Mapping[str, int], a: Ass
             bytes=float(held[row]),
             seconds=float(seconds[row]),
             flops=float(flops[row]),
+            attention=float(attention[row]),
         )
         for row in front
     )
@@ -96,10 +101,16 @@ def keeping(
         raise PlanError(
             f"remat keeps {', '.join(unknown)}, which {workload.name} does not name; it names {sorted(known)}"
         )
-    seconds, flops = _again(workload, {name: np.ones(1, bool) for name in save}, device, mesh, a)
+    seconds, flops, attention = _again(workload, {name: np.ones(1, bool) for name in save}, device, mesh, a)
     table = rules(mesh).activations
     size = sum(float(shard_bytes(known[name], table, dict(mesh))) for name in save)
-    return Keeping(save=tuple(save), bytes=size, seconds=float(seconds[0]), flops=float(flops[0]))
+    return Keeping(
+        save=tuple(save),
+        bytes=size,
+        seconds=float(seconds[0]),
+        flops=float(flops[0]),
+        attention=float(attention[0]),
+    )
 
 
 def hull(found: Sequence[Keeping]) -> tuple[Keeping, ...]:
@@ -119,22 +130,23 @@ def _above(left: Keeping, middle: Keeping, right: Keeping) -> bool:
 
 def _again(
     workload: Workload, saved: Mapping[str, np.ndarray], device: Device, mesh: Mapping[str, int], a: Assumptions
-) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds and FLOPs of what many choices compute again; `saved`: by name, whether each choice keeps it."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Seconds, FLOPs and those of attention of what many choices compute again; `saved`: by name, whether each choice keeps it."""
     count = len(next(iter(saved.values()))) if saved else 1
     no = np.zeros(count, bool)
     kept = lambda name: saved.get(name, no)
     read = {tensor.name for tensor in workload.activations}
     wanted = {name: (~no if name in read else no) & ~kept(name) for op in workload.operations for name in op.outputs}
-    seconds, flops = np.zeros(count), np.zeros(count)
+    seconds, flops, attention = np.zeros(count), np.zeros(count), np.zeros(count)
     for operation in reversed(workload.operations):
         runs = np.any([wanted[name] for name in operation.outputs], axis=0)
         seconds += runs * _seconds(operation, workload, device, mesh, a)
         flops += runs * operation.flops
+        attention += runs * (operation.flops if operation.attention else 0.0)
         for name in operation.inputs:
             if name in wanted:
                 wanted[name] = wanted[name] | (runs & ~kept(name))
-    return seconds, flops
+    return seconds, flops, attention
 
 
 def _seconds(

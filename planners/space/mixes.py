@@ -64,7 +64,7 @@ def with_mixes(choices: Choices, workload: Workload, cluster: Cluster, search: S
     tight = none.memory_bytes > choices.budget
     optimistic = none.step_seconds
     best = choices.prices.step_seconds[fits].min()
-    blocks = _Blocks(workload, cluster.device, search, a)
+    blocks = Blocks(workload, cluster.device, search, a)
     mixes: dict[int, tuple[Segment, ...]] = {}
     priced: dict[int, Prediction] = {}
     solve = solver(search.remat)
@@ -74,7 +74,7 @@ def with_mixes(choices: Choices, workload: Workload, cluster: Cluster, search: S
         if optimistic[i] >= best:
             break
         row = int(rows[i])
-        ends = _ends(workload, at.take(rows[i : i + 1]), none.prediction(int(i)), choices.prices.prediction(row))
+        ends = ends_of(workload, at.take(rows[i : i + 1]), none.prediction(int(i)), choices.prices.prediction(row))
         mix = solve(problem(ends, blocks.policies(at.mesh(row), ends), choices.budget))
         mixes[row], priced[row] = mix.segments(), between(ends, mix)
         best = min(best, priced[row].step_seconds)
@@ -117,7 +117,7 @@ def _along(start: Mapping[str, float], end: Mapping[str, float], share: float) -
     return {name: (1 - share) * start.get(name, 0.0) + share * end.get(name, 0.0) for name in names}
 
 
-class _Blocks:
+class Blocks:
     """The policies of a block, worked out once for each way in which a mesh splits it."""
 
     def __init__(self, workload: Workload, device: Device, search: Search, a: Assumptions):
@@ -179,7 +179,8 @@ def _offloaded(kept: Keeping, found: Sequence[Keeping], ends: Ends, device: Devi
     )
 
 
-def _ends(workload: Workload, one: Candidates, none: Prediction, full: Prediction) -> Ends:
+def ends_of(workload: Workload, one: Candidates, none: Prediction, full: Prediction) -> Ends:
+    """The ends of the only candidate, given what both are predicted to cost."""
     sizes = {axis: int(size[0]) for axis, size in one.sizes.items()}
     sequences = int(one.microbatch[0] // one.replicas[0])
     where = footprint_of(workload, one.sizes)

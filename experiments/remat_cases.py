@@ -1,0 +1,146 @@
+"""Training steps whose memory is planned to a budget: what is predicted of them, and what the compiler makes of it."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from experiments.benchmarks.memory import plan_of, run_of, workload
+from experiments.benchmarks.memory_cases import Case
+from jaxlm.compiled import Compiler, target_of
+from planners.candidates import REMATS, Candidates
+from planners.machines.cluster_file import load_cluster
+from planners.machines.topology import Cluster
+from planners.plan import Prediction, Segment, Workload
+from planners.prices.assumptions import Assumptions
+from planners.prices.cost import price
+from planners.prices.recompute import Keeping, keeping
+from planners.programs.compiled import Compiled
+from planners.remat.policy import Mix, Policy, Run
+from planners.space.mixes import Blocks, Ends, between, ends_of, nothing_again, policy, problem, solver
+from planners.wishes import Search
+
+NAMED: dict[str, tuple[str, ...]] = {
+    "full": (),
+    "qkv": ("q", "k", "v"),
+    "attention": ("context", "statistics"),
+    "attention + qkv": ("q", "k", "v", "context", "statistics"),
+    "all but mlp": ("q", "k", "v", "context", "statistics", "attn_out"),
+    "mlp": ("mlp_gate", "mlp_up"),
+    "products": ("q", "k", "v", "attn_out", "mlp_gate", "mlp_up"),
+    "products + attention": ("q", "k", "v", "context", "statistics", "attn_out", "mlp_gate", "mlp_up"),
+}
+"""One policy for all layers, as trainers offer it. MaxText's remat_policy (docs/guides/optimization, 2025): full,
+save_qkv_proj, save_dot_with_context_except_mlp ("all but mlp"), minimal (JAX's dots_with_no_batch_dims_saveable:
+"products"), minimal_with_context ("products + attention"). `mlp_out` is left out: no backward pass reads it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One training step on one cluster, everything decided but its rematerialisation.
+
+    `beyond_none` and `beyond_full` are bytes that compiled steps need beyond what is predicted of them, learned from
+    the two ends: without and with full rematerialisation.
+    """
+
+    case: Case
+    cluster_name: str
+    offload: bool = False
+    beyond_none: float = 0.0
+    beyond_full: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.case.preset} on {self.cluster_name}, {self.case.mesh}"
+
+    @cached_property
+    def cluster(self) -> Cluster:
+        return load_cluster(self.cluster_name)
+
+    @cached_property
+    def workload(self) -> Workload:
+        return workload(self.case)
+
+    @cached_property
+    def ends(self) -> Ends:
+        """Without any recomputation and with all of it; the runtime libraries' own memory is left out."""
+        found = {}
+        for index, name in enumerate(REMATS):
+            one = Candidates.of(
+                self.case.sizes, microbatch=self.case.microbatch, remat=index, loss_chunks=self.case.loss_chunks
+            )
+            found[name] = price(self.workload, self.cluster, one, assumptions=Assumptions()).prediction(0)
+        beyond = {"none": self.beyond_none, "full": self.beyond_full}
+
+        def known(name: str) -> Prediction:
+            parts = {part: size for part, size in found[name].memory.items() if part != "runtime"}
+            return dataclasses.replace(found[name], memory=parts | {"beyond": beyond[name]})
+
+        return ends_of(self.workload, one, known("none"), known("full"))
+
+    @cached_property
+    def policies(self) -> list[Policy]:
+        search = Search(offload=self.offload)
+        return Blocks(self.workload, self.cluster.device, search, Assumptions()).policies(self.case.sizes, self.ends)
+
+    def learned(self, none: Compiled, full: Compiled) -> "Subject":
+        """The same, once both ends have been compiled."""
+        plain = dataclasses.replace(self, beyond_none=0.0, beyond_full=0.0)
+        return dataclasses.replace(
+            self,
+            beyond_none=none.memory_bytes - plain.ends.none.memory_bytes,
+            beyond_full=full.memory_bytes - plain.ends.full.memory_bytes,
+        )
+
+    def mix(self, strategy: str, budget: float) -> Mix:
+        """What a strategy of `planners.remat` makes of a budget in bytes. Raises PlanError where nothing fits."""
+        return solver(strategy)(problem(self.ends, self.policies, budget))
+
+    def cheapest_in_flops(self, budget: float) -> Mix:
+        """The mix with the fewest extra FLOPs of a causal step, whatever they take."""
+        counted = [dataclasses.replace(each, seconds=self._flops(each, causal=True)) for each in self.policies]
+        found = solver("dp")(problem(self.ends, counted, budget))
+        return self.of(found.segments())
+
+    def of(self, segments: Sequence[Segment]) -> Mix:
+        """Given segments as a mix, priced."""
+        runs = [Run(0, self._policy(segment), segment.layers) for segment in segments]
+        classes = problem(self.ends, self.policies, 0.0).classes
+        made = Mix.of(runs, classes)
+        return dataclasses.replace(made, runs=tuple(runs))
+
+    def uniform(self, name: str) -> Mix:
+        """One of the NAMED policies, or `none`, for all layers."""
+        save = None if name == "none" else NAMED[name]
+        return self.of([Segment(layers=self.ends.layers, save=save)])
+
+    def predicted(self, mix: Mix) -> Prediction:
+        return between(self.ends, mix)
+
+    def extra_flops(self, mix: Mix, *, causal: bool) -> float:
+        """Extra FLOPs of a step over those of a step without recomputation; causal: masked pairs not counted."""
+        per_device = sum(run.layers * self._flops(run.policy, causal=causal) for run in mix.runs)
+        replicas = self.case.microbatch // self.ends.sequences
+        return per_device * replicas / self.workload.step_flops(causal=causal)
+
+    def compile(self, mix: Mix, progress: Callable[[float], None] = lambda seconds: None) -> Compiled:
+        """The real step, compiled for the real target without its hardware; results are cached."""
+        run = run_of(self.case)
+        made = dataclasses.replace(plan_of(self.case), remat=mix.segments())
+        return Compiler(run, run.model.vocab, target_of(self.cluster), progress=progress)(made)
+
+    def _kept(self, names: Sequence[str]) -> Keeping:
+        return keeping(self.workload, names, self.cluster.device, self.case.sizes, Assumptions())
+
+    def _policy(self, segment: Segment) -> Policy:
+        known = next((p for p in self.policies if (p.save, p.offload) == (segment.save, segment.offload)), None)
+        if segment.save is None:
+            return nothing_again(self.ends)
+        return known or policy(self._kept(segment.save), self._kept(()).seconds, self.ends)
+
+    def _flops(self, each: Policy, *, causal: bool) -> float:
+        """Extra FLOPs of one layer for the sequences of one device."""
+        if each.save is None:
+            return 0.0
+        kept = self._kept((*each.save, *each.offload))
+        hidden = 0.5 * kept.attention if causal and self.workload.causal else 0.0
+        return self.ends.sequences * (kept.flops - hidden)
