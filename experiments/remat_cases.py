@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from experiments.benchmarks.memory import plan_of, run_of, workload
 from experiments.benchmarks.memory_cases import Case
 from jaxlm.compiled import Compiler, target_of
@@ -63,19 +65,19 @@ class Subject:
     @cached_property
     def ends(self) -> Ends:
         """Without any recomputation and with all of it; the runtime libraries' own memory is left out."""
-        found = {}
-        for index, name in enumerate(REMATS):
-            one = Candidates.of(
-                self.case.sizes, microbatch=self.case.microbatch, remat=index, loss_chunks=self.case.loss_chunks
-            )
-            found[name] = price(self.workload, self.cluster, one, assumptions=Assumptions()).prediction(0)
+        case = self.case
+        both = Candidates.of(
+            case.sizes, microbatch=case.microbatch, remat=range(len(REMATS)), loss_chunks=case.loss_chunks
+        )
+        prices = price(self.workload, self.cluster, both, assumptions=Assumptions())
+        found = {name: prices.prediction(row) for row, name in enumerate(REMATS)}
         beyond = {"none": self.beyond_none, "full": self.beyond_full}
 
         def known(name: str) -> Prediction:
             parts = {part: size for part, size in found[name].memory.items() if part != "runtime"}
             return dataclasses.replace(found[name], memory=parts | {"beyond": beyond[name]})
 
-        return ends_of(self.workload, one, known("none"), known("full"))
+        return ends_of(self.workload, both.take(np.array([0])), known("none"), known("full"))
 
     @cached_property
     def policies(self) -> list[Policy]:

@@ -108,9 +108,8 @@ class Point:
         words = [", ".join(map(describe, self.mix.segments()))]
         if self.budget is not None and self.peak is not None:
             fits = "fits" if self.peak <= self.budget else "TOO BIG"
-            words.insert(
-                0, f"{self.error:+.2f}%, before any compile {100 * (self.before / self.peak - 1):+.2f}%, {fits}"
-            )
+            before = 100 * (self.before / self.peak - 1)
+            words.insert(0, f"{self.error:+.2f}%, before any compile {before:+.2f}%, {fits}")
         words.append(f"{100 * self.flops:.1f}% more FLOPs, {100 * self.seconds:.1f}% more time predicted")
         peak = None if self.peak is None else self.peak / GIB
         return Row(
@@ -156,8 +155,8 @@ def study(subject: Subject, config: Config) -> tuple[list[Point], str]:
         learned = subject.learned(ends[0].compiled, ends[1].compiled)
     high, low = ((end.peak or end.predicted) for end in ends)
     points = list(ends)
-    for name in (name for name in NAMED if config.named and name != "full"):
-        points.append(point_of(subject, learned, name, learned.uniform(name), config.compile))
+    others = [name for name in NAMED if config.named and name != "full"]
+    points += [point_of(subject, learned, name, learned.uniform(name), config.compile) for name in others]
     behind: dict[str, list[float]] = {}
     for share in (np.arange(config.budgets) + 0.5) / config.budgets:
         budget = low + float(share) * (high - low)
@@ -174,13 +173,11 @@ def study(subject: Subject, config: Config) -> tuple[list[Point], str]:
             if other.peak <= budget:
                 gap = 100 * (other.seconds - mix.seconds) / subject.ends.none.step_seconds
                 behind.setdefault(strategy, []).append(gap)
-    told = ", ".join(
-        f"{name} {np.mean(gaps):.1f}% (fits {len(gaps)} of {config.budgets})" for name, gaps in behind.items()
-    )
+    told = ", ".join(f"{name} {np.mean(gaps):.1f}% ({len(gaps)})" for name, gaps in behind.items())
     worst = min((min(gaps) for gaps in behind.values()), default=0.0)
     return points, (
-        f"{subject}: predicted step time beyond ours at equal budgets, mean over the budgets that a strategy fits: {told}; "
-        f"never below ours by more than {max(-worst, 0.0):.2f}%."
+        f"{subject}: predicted step time beyond ours at equal budgets, mean over those of the {config.budgets} budgets "
+        f"(in brackets) that a strategy fits: {told}; never below ours by more than {max(-worst, 0.0):.2f}%."
     )
 
 
@@ -259,9 +256,9 @@ def claim(subject: Subject) -> list[Row]:
                 paper=42.1,
                 compiled=saved,
                 predicted=100 * (1 - mix.peak / whole),
-                note=f"{causal:.1f}% more FLOPs ({counted:.1f}% with masked pairs); {below:.1f}% below the best named policy "
-                f"({best}); {', '.join(map(describe, mix.segments()))}; target >= {LESS:g}% at <= {MORE_FLOPS:g}%, "
-                f">= {BELOW_NAMED:g}% below: {'met' if good else 'MISSED'}",
+                note=f"{causal:.1f}% more FLOPs ({counted:.1f}% with masked pairs); {below:.1f}% below the best named "
+                f"policy ({best}); {', '.join(map(describe, mix.segments()))}; target >= {LESS:g}% at <= "
+                f"{MORE_FLOPS:g}%, >= {BELOW_NAMED:g}% below: {'met' if good else 'MISSED'}",
             )
         )
     return rows
@@ -285,23 +282,24 @@ def least_memory(subject: Subject, most: float) -> Mix:
     return found
 
 
+COLUMNS = (
+    *("model", "cluster", "mesh", "microbatch", "sequence", "loss_chunks", "name", "segments", "budget"),
+    *("predicted_before", "predicted_after", "xla_arguments", "xla_temporaries", "xla_total"),
+    *("extra_flops", "predicted_extra_seconds"),
+)
+
+
 def save_rows(points: Sequence[Point], path: Path) -> None:
     """Every mix with what was predicted and compiled, as a table for others."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            ["model", "cluster", "mesh", "microbatch", "sequence", "loss_chunks", "name", "segments", "budget"]
-            + ["predicted_before", "predicted_after", "xla_arguments", "xla_temporaries", "xla_total", "extra_flops"]
-            + ["predicted_extra_seconds"]
-        )
+        writer.writerow(COLUMNS)
         for p in points:
             case, made = p.subject.case, p.compiled
-            xla = [made.arguments, made.temporaries, int(made.memory_bytes)] if made else ["", "", ""]
-            writer.writerow(
-                [case.preset, p.subject.cluster_name, case.mesh, case.microbatch, case.sequence, case.loss_chunks]
-                + [p.name, "; ".join(map(describe, p.mix.segments())), "" if p.budget is None else int(p.budget)]
-                + [int(p.before), int(p.predicted), *xla, f"{p.flops:.6f}", f"{p.seconds:.6f}"]
-            )
+            step = (case.preset, p.subject.cluster_name, case.mesh, case.microbatch, case.sequence, case.loss_chunks)
+            plan = (p.name, "; ".join(map(describe, p.mix.segments())), "" if p.budget is None else int(p.budget))
+            xla = (made.arguments, made.temporaries, int(made.memory_bytes)) if made else ("", "", "")
+            writer.writerow((*step, *plan, int(p.before), int(p.predicted), *xla, f"{p.flops:.6f}", f"{p.seconds:.6f}"))
 
 
 def plot(points: Sequence[Point], path: Path) -> None:

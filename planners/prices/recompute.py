@@ -131,7 +131,10 @@ def _above(left: Keeping, middle: Keeping, right: Keeping) -> bool:
 def _again(
     workload: Workload, saved: Mapping[str, np.ndarray], device: Device, mesh: Mapping[str, int], a: Assumptions
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Seconds, FLOPs and those of attention of what many choices compute again; `saved`: by name, whether each choice keeps it."""
+    """Seconds, FLOPs, and FLOPs of attention, of what many choices compute again.
+
+    `saved`: by name, whether each choice keeps it.
+    """
     count = len(next(iter(saved.values()))) if saved else 1
     no = np.zeros(count, bool)
     kept = lambda name: saved.get(name, no)
