@@ -101,6 +101,8 @@ def _begin(run: Run, directory: Path, options: Options, stop: StopSignal) -> int
     say(f"attention: {kernel}, {how.dtype} compute on {how.platform}")
     say(f"plan ({origin}): {plan.summary()}")
     say(predicted(plan, cluster))
+    if (warning := plan.assumptions.get("warning")) is not None:
+        say(f"warning: {warning}")
     if before is not None and (change := schedule_change(before, run)) is not None:
         say(change)
     setup = Setup(run, folder, how, cluster, plan, workload, options)

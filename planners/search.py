@@ -159,6 +159,19 @@ def check(plan: Plan, workload: Workload, cluster: Cluster) -> None:
         raise PlanError(f"loss_chunks={plan.compile.loss_chunks} does not divide sequence={workload.sequence}")
 
 
+def slow_dtype(workload: Workload, cluster: Cluster) -> str | None:
+    """What to know before computing in a dtype that some devices compute in another one; None where none does."""
+    dtype = workload.compute_dtype
+    kinds = {pool.device.kind: by for pool in cluster.parts if (by := pool.device.emulated.get(dtype))}
+    if not kinds:
+        return None
+    (by,) = set(kinds.values())
+    return (
+        f"{' and '.join(kinds)} multiplies no {dtype}: XLA converts it and computes in {by}, so {dtype} is no faster "
+        f"there and needs room for copies, which is not in the predicted memory; model.dtype={by} or auto avoids both"
+    )
+
+
 def _record(
     workload: Workload, cluster: Cluster, search: Search, assumptions: Assumptions, objective: Eq1 | None
 ) -> dict[str, str]:
@@ -168,6 +181,7 @@ def _record(
     return {
         "device": f"{device.kind} ({device.source})",
         "rate": f"{device.peak[dtype]:.4g} FLOP/s dense {dtype}" if dtype in device.peak else nominal,
+        **({"warning": warning} if (warning := slow_dtype(workload, cluster)) else {}),
         "memory": f"{gib(device.memory)} per device",
         "memory_fraction": f"{search.fraction(device.memory):g}",
         "attention": workload.kernel,

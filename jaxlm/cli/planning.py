@@ -11,7 +11,7 @@ from jaxlm.cli.common import Common, Refused, report
 
 if TYPE_CHECKING:
     from planners.machines.topology import Cluster
-    from planners.plan import Workload
+    from planners.plan import Plan, Workload
     from planners.wishes import Search
 
 
@@ -90,15 +90,13 @@ class MakePlan(Common):
         if self.explain or self.json:
             norm = self.gradient_norm
             comparison = compare(plan, workload, cluster, search, axes, gradient_norm=norm, assumptions=assumptions)
-        print(f"{explain(plan, cluster)}\n\n{comparison.text()}" if self.explain and comparison else plan.summary())
+        self._print(plan, f"{explain(plan, cluster)}\n\n{comparison.text()}" if self.explain and comparison else None)
         missing = [axis for axis, size in plan.mesh.items() if axis not in EXECUTABLE and size > 1]
         if missing:
             print(f"the trainer does not execute {' and '.join(missing)} yet; --executable plans without")
         elif self.executable and (better := beyond(plan, workload, cluster, search, assumptions)):
             print(better)
-        if self.out is not None:
-            plan.save(self.out)
-            print(f"saved {self.out}")
+        self._save(plan)
         report(self.json, plan.to_json() | {"digest": plan.digest} | (comparison.facts() if comparison else {}))
         return 0
 
@@ -137,14 +135,23 @@ class MakePlan(Common):
             raise Refused("--verify ranks by time; leave --objective out")
         run = load(self.config, [*self.overrides(), *mesh_overrides(self.mesh)])
         plan, cluster, checked = verify_plan(run, self.cluster, top=self.verify_top, seconds=self.verify_seconds)
-        print(explain(plan, cluster) if self.explain else plan.summary())
+        self._print(plan, explain(plan, cluster) if self.explain else None)
         if not self.explain:
             print(compiled_table(plan))
+        self._save(plan)
+        report(self.json, plan.to_json() | {"digest": plan.digest, "verified": [each.facts() for each in checked]})
+        return 0
+
+    def _print(self, plan: "Plan", explained: str | None) -> None:
+        """The plan in full, or in one line with what to be warned of."""
+        print(explained or plan.summary())
+        if explained is None and (warning := plan.assumptions.get("warning")):
+            print(f"warning: {warning}")
+
+    def _save(self, plan: "Plan") -> None:
         if self.out is not None:
             plan.save(self.out)
             print(f"saved {self.out}")
-        report(self.json, plan.to_json() | {"digest": plan.digest, "verified": [each.facts() for each in checked]})
-        return 0
 
 
 def mesh_overrides(mesh: str | None) -> list[str]:

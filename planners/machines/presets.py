@@ -48,6 +48,7 @@ def device(name: str) -> Device:
         source=row["source"],
         units=row["units"],
         host_bandwidth=row["host_bandwidth"],
+        emulated=row.get("emulated", {}),
     )
 
 

@@ -35,6 +35,7 @@ class Device:
         products: measured matrix products by dtype; where there are none, a formula says how much of `peak` is reached.
         copies: measured copies in its memory; where there are none, a formula says how much of `bandwidth` is reached.
         host_bandwidth: bytes/s between its memory and the host's, one direction; 0 where unknown.
+        emulated: dtypes whose matrix products are computed in another dtype, by that one.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Device:
     products: dict[str, tuple[Product, ...]] = field(default_factory=dict)
     copies: tuple[Copy, ...] = ()
     host_bandwidth: float = 0.0
+    emulated: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.memory <= 0 or self.bandwidth <= 0 or self.nominal <= 0:
@@ -255,6 +257,7 @@ def _weakest(devices: Sequence[Device]) -> Device:
         bandwidth=min(device.bandwidth for device in devices),
         nominal=min(device.nominal for device in devices),
         units=min(device.units for device in devices),
+        emulated={dtype: by for device in devices for dtype, by in device.emulated.items()},
         overhead=overhead,
         source="the weakest of " + ", ".join(kinds),
     )

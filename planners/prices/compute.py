@@ -48,7 +48,8 @@ def product_seconds(
 
     Where the device has multiprocessors and no measured products, the result is cut into tiles, the tiles are handed
     out in waves, and the kernel takes the longest of its waves and of its bytes over the memory bus. The shape of the
-    tiles is the fastest of `TILES`. `wave_share` says how much of a last wave that is not full is lost.
+    tiles is the fastest of `TILES`. `wave_share` says how much of a last wave that is not full is lost. A dtype that is
+    computed in another one is converted before: both factors are read in the one and written in the other.
     """
     a = assumptions
     flops = 2.0 * rows * outputs * inputs
@@ -62,8 +63,10 @@ def product_seconds(
         rounds = a.wave_share * np.ceil(waves) + (1.0 - a.wave_share) * np.maximum(waves, 1.0)
         work = 2.0 * height * width * held * (inputs + a.tile_fill)
         best = np.minimum(best, rounds * work / (one * share * a.matmul_efficiency))
-    size = BYTES[dtype] * pieces * (rows * inputs + inputs * outputs + rows * outputs)
-    return np.maximum(best, memory_seconds(size, device, a)) + a.launch
+    own, factors = device.emulated.get(dtype, dtype), rows * inputs + inputs * outputs
+    size = BYTES[own] * pieces * (factors + rows * outputs)
+    converted = (BYTES[dtype] + BYTES[own]) * pieces * factors if own != dtype else 0.0
+    return np.maximum(best, memory_seconds(size, device, a)) + memory_seconds(converted, device, a) + a.launch
 
 
 def memory_seconds(moved: Number, device: Device, assumptions: Assumptions) -> Number:

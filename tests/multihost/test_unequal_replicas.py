@@ -13,8 +13,10 @@ from experiments.workers.balance import launch
 from tests.cli.programs import finish, losses, records, write_config
 
 KEYS = (
-    "--plan.mesh.data 2 --plan.microbatch 2 --plan.balance always --train.batch 16 --model.dropout 0.0 --optim.lr 1e-3"
+    "--plan.mesh.data 2 --plan.microbatch 2 --plan.balance always --train.batch 16 --model.dropout 0.0 --optim.lr 1e-3 "
+    "--optim.schedule constant --optim.warmup 2"
 )
+"""The learning rate must not depend on the number of steps: one run is asked for 10, and then for 14."""
 
 
 def train(home: Path, run: str, *, processes: int, slow: int, steps: int) -> None:

@@ -144,6 +144,16 @@ def test_a_product_takes_whole_waves_of_tiles() -> None:
     assert over > 1.4 * full
 
 
+def test_a_dtype_computed_in_another_one_costs_its_conversion_besides() -> None:
+    v100, a = nodes("V100", 1).device, Assumptions()
+    half, whole, float16 = (
+        float(product_seconds(4096.0, 4096.0, 4096.0, v100, dtype, a)) for dtype in ("bfloat16", "float32", "float16")
+    )
+    converted = 6 * 2 * 4096**2 / (v100.bandwidth * a.memory_efficiency)
+    assert half == pytest.approx(whole + converted)
+    assert half > 6 * float16
+
+
 def test_small_products_are_bound_by_memory_and_launch() -> None:
     device, a = nodes("A100-80", 1).device, Assumptions()
     seconds = float(product_seconds(1, 8192, 8192, device, "bfloat16", a))

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planners.layout import indivisible
+from planners.machines.cluster_file import load_cluster
 from planners.machines.presets import host, nodes
 from planners.machines.topology import Cluster
 from planners.plan import MESH_AXES, Plan, PlanError, Workload, structure
@@ -131,6 +132,24 @@ def test_forced_cpus_split_the_batch_and_accumulate_only_for_memory() -> None:
     tight = plan(work, host(count=8, memory=200 * 2**20, cores=2), Search(remat="none", loss_chunks=1))
     assert tight.mesh["data"] == 8
     assert tight.batch.accumulation > 1
+
+
+@pytest.mark.parametrize("name", ["v100x16", "v100x16+a100-80x16"])
+def test_a_dtype_that_some_devices_compute_in_another_one_is_warned_of_and_no_faster_there(name: str) -> None:
+    cluster = load_cluster(name)
+    half, whole = (
+        plan(dataclasses.replace(workloads.nano(64), compute_dtype=dtype), cluster, Search())
+        for dtype in ("bfloat16", "float32")
+    )
+    assert half.assumptions["warning"].startswith(
+        "V100 multiplies no bfloat16: XLA converts it and computes in float32"
+    )
+    assert "warning" not in whole.assumptions
+    assert half.predicted is not None
+    assert whole.predicted is not None
+    assert half.predicted.seconds["compute"] >= whole.predicted.seconds["compute"]
+    a100 = plan(dataclasses.replace(workloads.nano(64), compute_dtype="bfloat16"), nodes("A100-80", 16), Search())
+    assert "warning" not in a100.assumptions
 
 
 def test_fixed_fields_are_obeyed() -> None:

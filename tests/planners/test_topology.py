@@ -20,7 +20,7 @@ from planners.plan import PlanError
         ("NVIDIA H100 80GB HBM3", 989.5e12),
         ("NVIDIA H200", 989.5e12),
         ("NVIDIA A100-SXM4-80GB", 312e12),
-        ("Tesla V100-SXM2-32GB", None),
+        ("Tesla V100-SXM2-32GB", 15.7e12),
         ("NVIDIA H100 PCIe", None),
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("Some New Device", None),
@@ -129,8 +129,10 @@ def test_a_mixture_is_as_good_as_its_weakest_device() -> None:
     assert [(pool.device.kind, pool.count) for pool in mixed.parts] == [("V100", 16), ("A100-80", 32)]
     assert mixed.device.memory == old.device.memory
     assert mixed.device.peak["float16"] == old.device.peak["float16"]
-    assert "bfloat16" not in mixed.device.peak, "V100 has no bfloat16"
-    assert mixed.peak("bfloat16") is None
+    assert mixed.device.peak["bfloat16"] == mixed.device.peak["float32"] == 15.7e12, "V100 computes bfloat16 in float32"
+    assert mixed.device.emulated == {"bfloat16": "float32"}
+    assert mixed.peak("bfloat16") == 16 * 15.7e12 + 32 * new.device.peak["bfloat16"]
+    assert mixed.peak("float64") is None
     assert mixed.peak("float16") == 16 * old.device.peak["float16"] + 32 * new.device.peak["float16"]
     assert [tier.devices for tier in mixed.tiers] == [8, 16, 48]
     assert [tier.bandwidth for tier in mixed.tiers[:2]] == [tier.bandwidth for tier in old.tiers]
