@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 class Prediction:
     """What the cost model expects of one step on the busiest device; never a measurement.
 
+    `unrematerialised` are the bytes that the step would need if all layers kept everything, where some do not.
     `seconds` and `memory` (bytes) are split into named parts that add up to the totals; `link_bytes` are the bytes
     that one device sends over each mesh axis.
     """
@@ -15,6 +16,7 @@ class Prediction:
     memory: dict[str, float]
     link_bytes: dict[str, float] = field(default_factory=dict)
     mfu: float | None = None
+    unrematerialised: float | None = None
 
     @property
     def step_seconds(self) -> float:

@@ -349,12 +349,14 @@ class Plan:
         return f"{axes} | {self.batch.accumulation} x {self.batch.microbatch} sequences | remat {remat}{balanced}"
 
     def to_json(self) -> dict[str, Any]:
-        """Without a schedule, balance or group that decides nothing: older plans keep their digest."""
+        """Without what decides nothing (schedule, balance, group) or is unknown: older plans keep their digest."""
         raw = dataclasses.asdict(self)
         if self.batch.balance is None:
             del raw["batch"]["balance"]
         if self.schedule == Schedule():
             del raw["schedule"]
+        if self.predicted is not None and self.predicted.unrematerialised is None:
+            del raw["predicted"]["unrematerialised"]
         for segment in raw["remat"]:
             if segment["group"] == 1:
                 del segment["group"]

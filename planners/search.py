@@ -21,6 +21,8 @@ from planners.space.refusal import refusal
 from planners.space.sharing import shared
 from planners.wishes import Search
 
+OURS: dict[str, str | int | float | bool] = {"xla_disable_hlo_passes": "rematerialization"}
+
 
 def plan(
     workload: Workload,
@@ -84,7 +86,12 @@ def _made(choice: Choice, workload: Workload, search: Search) -> Plan:
             accumulation=workload.batch // choice.microbatch,
         ),
         remat=choice.segments or (Segment(layers=workload.layers, save=None if choice.remat == "none" else ()),),
-        compile=Compile(options=dict(search.options), unroll=search.unroll, loss_chunks=choice.loss_chunks),
+        # Where we decide what is rematerialised, XLA's own pass does not decide too.
+        compile=Compile(
+            options=(OURS if choice.segments else {}) | dict(search.options),
+            unroll=search.unroll,
+            loss_chunks=choice.loss_chunks,
+        ),
         schedule=Schedule(pipeline="interleaved", virtual=choice.virtual) if choice.virtual > 1 else Schedule(),
         predicted=choice.predicted,
     )

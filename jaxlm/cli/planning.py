@@ -28,6 +28,11 @@ class MakePlan(Common):
     """Preset such as h100x8, mixture such as v100x16+a100-80x16, or YAML file of a cluster; default this machine."""
     mesh: str | None = None
     """Fix mesh axes by hand: data=8,tensor=4; axes left out are searched."""
+    memory_budget: str | None = None
+    """Bytes of each device that a plan may use: 24GiB, 80GB or 8e10."""
+    remat: str | None = None
+    """Who decides what each layer keeps: auto, dp, greedy, lagrangian, learned, static, threshold, full, none, or a
+    YAML file of segments. Prints all of them side by side."""
     explain: bool = False
     """Print the predicted time and memory, why the runners-up lost, what rules of thumb would pick, and which plans
     take less memory for more time."""
@@ -69,6 +74,7 @@ class MakePlan(Common):
         from planners.prices.paper_cost import Eq1
         from planners.search import beyond
         from planners.search import plan as search_plan
+        from planners.space.remat_strategies import remat_strategies, strategies_table
         from planners.space.rivals import compare
 
         workload, cluster, search, steps = self._work()
@@ -91,18 +97,28 @@ class MakePlan(Common):
             norm = self.gradient_norm
             comparison = compare(plan, workload, cluster, search, axes, gradient_norm=norm, assumptions=assumptions)
         self._print(plan, f"{explain(plan, cluster)}\n\n{comparison.text()}" if self.explain and comparison else None)
+        strategies = remat_strategies(plan, workload, cluster, search, assumptions)
+        if strategies and (self.explain or self.remat or self.memory_budget):
+            print(f"\n{strategies_table(strategies)}")
         missing = [axis for axis, size in plan.mesh.items() if axis not in EXECUTABLE and size > 1]
         if missing:
             print(f"the trainer does not execute {' and '.join(missing)} yet; --executable plans without")
         elif self.executable and (better := beyond(plan, workload, cluster, search, assumptions)):
             print(better)
         self._save(plan)
-        report(self.json, plan.to_json() | {"digest": plan.digest} | (comparison.facts() if comparison else {}))
+        facts = {"digest": plan.digest, "remat_strategies": [dataclasses.asdict(each) for each in strategies]}
+        report(self.json, plan.to_json() | facts | (comparison.facts() if comparison else {}))
         return 0
+
+    def _wishes(self) -> list[str]:
+        """All that overrides the configuration, flags included."""
+        flags = {"--plan.memory_budget": self.memory_budget, "--plan.remat": self.remat}
+        given = [text for flag, value in flags.items() if value is not None for text in (flag, value)]
+        return [*self.overrides(), *mesh_overrides(self.mesh), *given]
 
     def _work(self) -> tuple["Workload", "Cluster", "Search", int]:
         """What is to be planned, on what, within which limits, and for how many steps."""
-        overrides = [*self.overrides(), *mesh_overrides(self.mesh)]
+        overrides = self._wishes()
         if (self.config is None) == (self.workload is None):
             raise Refused("give either a configuration or --workload FILE")
         if self.workload is not None:
@@ -133,7 +149,7 @@ class MakePlan(Common):
             raise Refused("--verify compiles the model, so it needs a configuration")
         if self.objective != "time":
             raise Refused("--verify ranks by time; leave --objective out")
-        run = load(self.config, [*self.overrides(), *mesh_overrides(self.mesh)])
+        run = load(self.config, self._wishes())
         plan, cluster, checked = verify_plan(run, self.cluster, top=self.verify_top, seconds=self.verify_seconds)
         self._print(plan, explain(plan, cluster) if self.explain else None)
         if not self.explain:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,12 +28,14 @@ class Prices:
         memory: bytes per device at the peak.
         link_bytes: that one device sends over each mesh axis.
         mfu: share of the peak, attention not halved for causality; None where no peak is known.
+        unrematerialised: by row, bytes without any rematerialisation, of those that are rematerialised by value.
     """
 
     seconds: dict[str, np.ndarray]
     memory: dict[str, np.ndarray]
     link_bytes: dict[str, np.ndarray]
     mfu: np.ndarray | None
+    unrematerialised: dict[int, float] = field(default_factory=dict)
 
     @property
     def step_seconds(self) -> np.ndarray:
@@ -42,6 +44,18 @@ class Prices:
     @property
     def memory_bytes(self) -> np.ndarray:
         return np.sum(list(self.memory.values()), axis=0)
+
+    def take(self, rows: np.ndarray) -> "Prices":
+        """Those of the candidates at these positions."""
+        pick = lambda table: {name: column[rows] for name, column in table.items()}
+        without = self.unrematerialised
+        return Prices(
+            seconds=pick(self.seconds),
+            memory=pick(self.memory),
+            link_bytes=pick(self.link_bytes),
+            mfu=None if self.mfu is None else self.mfu[rows],
+            unrematerialised={at: without[int(row)] for at, row in enumerate(rows) if int(row) in without},
+        )
 
     def prediction(self, row: int) -> Prediction:
         """One candidate's prices, without the parts that cost it nothing."""
@@ -54,6 +68,7 @@ class Prices:
             memory=parts(self.memory),
             link_bytes=parts(self.link_bytes),
             mfu=None if self.mfu is None else float(self.mfu[row]),
+            unrematerialised=self.unrematerialised.get(row),
         )
 
 

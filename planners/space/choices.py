@@ -67,6 +67,16 @@ class Choices:
             segments=segments,
         )
 
+    def take(self, rows: np.ndarray) -> "Choices":
+        """Those at these positions."""
+        at = {int(row): index for index, row in enumerate(rows)}
+        return Choices(
+            candidates=self.candidates.take(rows),
+            prices=self.prices.take(rows),
+            budget=self.budget,
+            mixes={at[row]: segments for row, segments in self.mixes.items() if row in at},
+        )
+
     @property
     def fits(self) -> np.ndarray:
         """Whether each is predicted to fit."""

@@ -10,19 +10,22 @@ part of a block's forward pass that runs again.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import yaml
 
 from planners.candidates import REMATS, Candidates
 from planners.machines.topology import Cluster, Device
-from planners.plan import Prediction, Segment, Workload
+from planners.plan import PlanError, Prediction, Segment, Workload, structure
 from planners.prices.assumptions import Assumptions
 from planners.prices.cost import Prices, price
 from planners.prices.device_memory import footprint_of
-from planners.prices.recompute import Keeping, hull, keepings
-from planners.remat.policy import Layers, Mix, Policy, Problem
+from planners.prices.recompute import Keeping, hull, keeping, keepings
+from planners.remat.policy import Layers, Mix, Policy, Problem, Run, peak
 from planners.remat.solvers import SOLVERS
 from planners.space.choices import Choices
+from planners.wishes import REMATS as REMAT_NAMES
 from planners.wishes import Search
 
 LESS_IN_FLIGHT = 0.5
@@ -65,20 +68,43 @@ def with_mixes(choices: Choices, workload: Workload, cluster: Cluster, search: S
     optimistic = none.step_seconds
     best = choices.prices.step_seconds[fits].min()
     blocks = Blocks(workload, cluster.device, search, a)
+    given = None if search.remat in REMAT_NAMES else read_segments(search.remat, workload)
     mixes: dict[int, tuple[Segment, ...]] = {}
     priced: dict[int, Prediction] = {}
-    solve = solver(search.remat)
     for i in np.argsort(optimistic, kind="stable")[: MOST_ROWS + int((~tight).sum())]:
-        if not tight[i]:
+        if not (tight[i] or given):
             continue
-        if optimistic[i] >= best:
+        if optimistic[i] >= best and not given:
             break
         row = int(rows[i])
         ends = ends_of(workload, at.take(rows[i : i + 1]), none.prediction(int(i)), choices.prices.prediction(row))
-        mix = solve(problem(ends, blocks.policies(at.mesh(row), ends), choices.budget))
+        if given:
+            mix = blocks.of(given, at.mesh(row), ends)
+        else:
+            mix = solver(search.remat)(problem(ends, blocks.policies(at.mesh(row), ends), choices.budget))
         mixes[row], priced[row] = mix.segments(), between(ends, mix)
         best = min(best, priced[row].step_seconds)
-    return dataclasses.replace(choices, prices=_replaced(choices.prices, priced), mixes=mixes)
+    made = dataclasses.replace(choices, prices=_replaced(choices.prices, priced), mixes=mixes)
+    return made if not given else made.take(np.array(sorted(mixes)))
+
+
+def read_segments(path: str, workload: Workload) -> tuple[Segment, ...]:
+    """The segments of a YAML or JSON file: a list of layers, save, offload, group. Raises PlanError naming what is
+    wrong."""
+    try:
+        raw = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise PlanError(f"plan.remat: {path} does not exist") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise PlanError(f"plan.remat: {path} cannot be read: {error}") from None
+    if not isinstance(raw, list) or not all(isinstance(each, dict) for each in raw):
+        raise PlanError(f"plan.remat: {path} must hold a list of segments, each with layers and save (null keeps all)")
+    segments = tuple(structure(each, Segment) for each in raw)
+    if (layers := sum(each.layers for each in segments)) != workload.layers:
+        raise PlanError(
+            f"plan.remat: the segments of {path} have {layers} layers, {workload.name} has {workload.layers}"
+        )
+    return segments
 
 
 def solver(name: str) -> Callable[[Problem], Mix]:
@@ -108,6 +134,7 @@ def between(ends: Ends, mix: Mix) -> Prediction:
         memory=memory,
         link_bytes=_along(ends.none.link_bytes, ends.full.link_bytes, share),
         mfu=None if mfu is None else mfu * ends.none.step_seconds / total,
+        unrematerialised=ends.none.memory_bytes,
     )
 
 
@@ -129,6 +156,40 @@ class Blocks:
         if key not in self.known:
             self.known[key] = hull(keepings(self.workload, self.device, mesh, self.a))
         return self.known[key]
+
+    def of(self, segments: Sequence[Segment], mesh: Mapping[str, int], ends: Ends) -> Mix:
+        """Given segments as a mix. Raises PlanError for values that the blocks do not name."""
+        runs = tuple(Run(0, self._policy(segment, mesh, ends), segment.layers) for segment in segments)
+        classes = (Layers(count=ends.layers, policies=tuple(run.policy for run in runs)),)
+        return Mix(
+            runs=runs,
+            seconds=sum(run.layers * run.policy.seconds for run in runs),
+            peak=peak(runs, classes),
+            flops=sum(run.layers * run.policy.flops for run in runs),
+        )
+
+    def _policy(self, segment: Segment, mesh: Mapping[str, int], ends: Ends) -> Policy:
+        if segment.save is None:
+            return nothing_again(ends)
+        most, kept = self._kept((), mesh).seconds, self._kept(segment.save, mesh)
+        each = policy(kept, most, ends)
+        if segment.offload:
+            both = policy(self._kept((*segment.save, *segment.offload), mesh), most, ends)
+            each = dataclasses.replace(both, save=segment.save, offload=segment.offload, kept=each.kept)
+        if segment.group > 1:
+            waits = each.transient + ends.carry * (segment.group - 1)
+            each = dataclasses.replace(
+                each,
+                group=segment.group,
+                kept=ends.carry / segment.group,
+                transient=waits,
+                seconds=2 * each.seconds,
+                flops=2 * each.flops,
+            )
+        return each
+
+    def _kept(self, save: Sequence[str], mesh: Mapping[str, int]) -> Keeping:
+        return keeping(self.workload, save, self.device, mesh, self.a)
 
     def policies(self, mesh: dict[str, int], ends: Ends) -> list[Policy]:
         found = self.keepings(mesh)
@@ -219,4 +280,5 @@ def _replaced(prices: Prices, rows: dict[int, Prediction]) -> Prices:
         memory=put(prices.memory, "memory"),
         link_bytes=put(prices.link_bytes, "link_bytes"),
         mfu=mfu,
+        unrematerialised={row: each.unrematerialised for row, each in rows.items() if each.unrematerialised},
     )
