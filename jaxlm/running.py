@@ -13,6 +13,23 @@ from jaxlm.measured import Recorder
 from jaxlm.model.attention import require_kernel
 from jaxlm.session import Session
 from jaxlm.setup import Setup
+from planners.plan import Plan
+
+
+def require_savings(plan: Plan, used: float) -> None:
+    """Raises RuntimeError where rematerialisation by value has not saved half of the memory that it was to save, by
+    XLA's count of the `used` bytes per device. Without this a policy that the compiler undid would go unseen."""
+    predicted = plan.predicted
+    if predicted is None or predicted.unrematerialised is None:
+        return
+    runtime = predicted.memory.get("runtime", 0.0)
+    expected, without = predicted.memory_bytes - runtime, predicted.unrematerialised - runtime
+    if used > (expected + without) / 2:
+        raise RuntimeError(
+            f"the plan rematerialises to save memory, and the compiled step needs {used / 2**30:.2f} GiB per device: "
+            f"predicted were {expected / 2**30:.2f}, and {without / 2**30:.2f} without any rematerialisation. "
+            "Set plan.remat=full or none, or plan.remat to a YAML file of your own segments"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +90,7 @@ class Running:
             expected = predicted.memory_bytes - predicted.memory.get("runtime", 0.0) if predicted else 0.0
             beside = f" (predicted {expected / 2**20:,.0f} MiB, both without runtime libraries)" if predicted else ""
             say(f"step compiled in {seconds:.1f} s: {memory.used / 2**20:,.0f} MiB per device by XLA{beside}")
+            require_savings(self.setup.plan, memory.used)
         return seconds
 
     def memory(self) -> Memory | None:
