@@ -123,6 +123,11 @@ class Problem:
             return count if count % policy.group == 0 else count + 1
         return self.shortest * policy.group
 
+    def may_run(self, kind: int, policy: Policy) -> bool:
+        """Whether all layers of class `kind` may be one run of `policy`."""
+        count = self.classes[kind].count
+        return self.least(kind, policy) <= count and count % policy.group == 0
+
 
 class Run(NamedTuple):
     """Consecutive layers of class `kind` under one policy."""

@@ -1,8 +1,15 @@
 """Strategies by the name that a user gives."""
 
-from collections.abc import Callable
+from planners.remat import dynamic, greedy, lagrangian, learned, static, threshold, uniform
+from planners.remat.policy import Solver
 
-from planners.remat import dynamic
-from planners.remat.policy import Mix, Problem
-
-SOLVERS: dict[str, Callable[[Problem], Mix]] = {"dp": dynamic.solve}
+SOLVERS: dict[str, Solver] = {
+    "dp": dynamic.solve,
+    "greedy": greedy.solve,
+    "learned": learned.solve,
+    "static": static.solve,
+    "threshold": threshold.solve,
+    "lagrangian": lagrangian.solve,
+    "full": uniform.full,
+    "none": uniform.none,
+}

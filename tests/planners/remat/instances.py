@@ -49,7 +49,7 @@ def random_problem(
     high = sum(kind.count * (in_flight * max(p.kept for p in kind.policies) + g) for kind in kinds) + 60
     return Problem(
         classes=kinds,
-        budget=float(round(rng.uniform(0.9 * low, high))),
+        budget=float(round(rng.uniform(low, high))),
         most_segments=max(int(rng.integers(1, most_segments + 1)), classes),
         shortest=int(rng.integers(1, 4)),
     )
