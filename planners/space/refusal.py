@@ -91,7 +91,9 @@ def _remedies(
 
     share = least.predicted.memory_bytes / cluster.device.memory
     if search.memory_budget is not None:
-        found.append(f"plan.memory_budget={gib(least.predicted.memory_bytes)} instead of {search.memory_budget}")
+        found.append(
+            f"plan.memory_budget={-(-least.predicted.memory_bytes // 2**20):.0f}MiB instead of {search.memory_budget}"
+        )
     elif search.memory_fraction < share <= 0.97:
         up = -(-int(share * 1000) // 10) / 100 + 0.01
         found.append(f"plan.memory_fraction={min(up, 1.0):.2f} instead of {search.memory_fraction:g} (less margin)")
