@@ -5,6 +5,7 @@ forward pass that leads from the kept values and the block's input to those it r
 have a name is priced; those that no other beats in bytes and seconds remain (eqs. 8-10; planners.md 4.1).
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,16 +13,12 @@ import numpy as np
 
 from planners.layout import rules, ways
 from planners.machines.topology import Device
-from planners.plan import Operation, PlanError, Table, Tensor, Workload
+from planners.plan import Operation, PlanError, Table, Workload
 from planners.prices.assumptions import Assumptions
 from planners.prices.compute import matmul_seconds, memory_seconds, rate
 from planners.prices.footprint import shard_bytes
+from planners.remat.block import Block
 from planners.work import Work
-
-MOST = 15
-"""Values that all subsets of are tried; 32,768 of them."""
-
-UNNAMED = "residual_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,53 +40,12 @@ class Keeping:
     attention: float = 0.0
 
 
-def savable(workload: Workload) -> tuple[Tensor, ...]:
-    """The named values of a block whose keeping can spare work, in the order in which they are computed."""
-    found = {tensor.name: tensor for tensor in workload.values if not tensor.name.startswith(UNNAMED)}
-    read = {tensor.name for tensor in workload.activations}
-    read |= {name for operation in workload.operations for name in operation.inputs}
-    return tuple(tensor for name, tensor in found.items() if name in read)
-
-
 def keepings(workload: Workload, device: Device, mesh: Mapping[str, int], a: Assumptions) -> tuple[Keeping, ...]:
     """The ways that no other beats in bytes and seconds, fewest bytes first: from keeping nothing to keeping all that
     is read. Raises PlanError where the workload does not say what its blocks compute."""
-    if not workload.operations:
-        raise PlanError(
-            f"{workload.name} does not say what its blocks compute, so nothing can be rematerialised by value"
-        )
-    names = savable(workload)[:MOST]
-    table = rules(mesh).activations
-    sizes = np.array([float(shard_bytes(tensor, table, dict(mesh))) for tensor in names])
-    chosen = (np.arange(2 ** len(names))[:, None] >> np.arange(len(names))) & 1
-    chosen = chosen[_together(chosen, [tensor.name for tensor in names], workload)]
-    seconds, flops, attention = _again(
-        workload, {t.name: chosen[:, i].astype(bool) for i, t in enumerate(names)}, device, mesh, a
-    )
-    held = chosen @ sizes
-    order = np.lexsort([chosen.sum(axis=1), seconds, held])
-    best = np.minimum.accumulate(seconds[order])
-    front = order[np.append(True, seconds[order][1:] < best[:-1] * (1 - 1e-9))]
-    return tuple(
-        Keeping(
-            save=tuple(tensor.name for tensor, kept in zip(names, chosen[row], strict=True) if kept),
-            bytes=float(held[row]),
-            seconds=float(seconds[row]),
-            flops=float(flops[row]),
-            attention=float(attention[row]),
-        )
-        for row in front
-    )
-
-
-def _together(chosen: np.ndarray, names: Sequence[str], workload: Workload) -> np.ndarray:
-    """Which rows keep the statistics of the attention only with its result: one kernel makes both."""
-    good = np.ones(len(chosen), bool)
-    for operation in workload.operations:
-        result, *others = [names.index(name) for name in operation.outputs if name in names] or [0]
-        for other in others:
-            good &= (chosen[:, other] == 0) | (chosen[:, result] == 1)
-    return good
+    block = _block(workload, device, mesh, a)
+    front = block.front()
+    return tuple(_kept(block, kept, again) for kept, again in zip(front, block.reruns(front), strict=True))
 
 
 def keeping(
@@ -101,15 +57,32 @@ def keeping(
         raise PlanError(
             f"remat keeps {', '.join(unknown)}, which {workload.name} does not name; it names {sorted(known)}"
         )
-    seconds, flops, attention = _again(workload, {name: np.ones(1, bool) for name in save}, device, mesh, a)
-    table = rules(mesh).activations
-    size = sum(float(shard_bytes(known[name], table, dict(mesh))) for name in save)
+    block = _block(workload, device, mesh, a)
+    kept = block.chosen([name for name in save if name in block.names])
+    found = _kept(block, kept[0], block.reruns(kept)[0])
+    # Values whose keeping spares nothing take room all the same.
+    size = sum(float(shard_bytes(known[name], rules(mesh).activations, dict(mesh))) for name in save)
+    return dataclasses.replace(found, save=tuple(save), bytes=size)
+
+
+def _block(workload: Workload, device: Device, mesh: Mapping[str, int], a: Assumptions) -> Block:
+    table, sizes = rules(mesh).activations, dict(mesh)
+    return Block.of(
+        workload,
+        lambda tensor: float(shard_bytes(tensor, table, sizes)),
+        lambda operation: _seconds(operation, workload, device, mesh, a),
+    )
+
+
+def _kept(block: Block, kept: np.ndarray, again: np.ndarray) -> Keeping:
+    """`kept`: which of the block's names are; `again`: which of its operations run once more."""
+    run = [operation for operation, runs in zip(block.operations, again, strict=True) if runs]
     return Keeping(
-        save=tuple(save),
-        bytes=size,
-        seconds=float(seconds[0]),
-        flops=float(flops[0]),
-        attention=float(attention[0]),
+        save=tuple(name for name, keeps in zip(block.names, kept, strict=True) if keeps),
+        bytes=float(kept @ block.sizes),
+        seconds=float(again @ block.seconds),
+        flops=sum(operation.flops for operation in run),
+        attention=sum(operation.flops for operation in run if operation.attention),
     )
 
 
@@ -126,30 +99,6 @@ def hull(found: Sequence[Keeping]) -> tuple[Keeping, ...]:
 def _above(left: Keeping, middle: Keeping, right: Keeping) -> bool:
     rise = (middle.seconds - left.seconds) * (right.bytes - left.bytes)
     return rise >= (right.seconds - left.seconds) * (middle.bytes - left.bytes)
-
-
-def _again(
-    workload: Workload, saved: Mapping[str, np.ndarray], device: Device, mesh: Mapping[str, int], a: Assumptions
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Seconds, FLOPs, and FLOPs of attention, of what many choices compute again.
-
-    `saved`: by name, whether each choice keeps it.
-    """
-    count = len(next(iter(saved.values()))) if saved else 1
-    no = np.zeros(count, bool)
-    kept = lambda name: saved.get(name, no)
-    read = {tensor.name for tensor in workload.activations}
-    wanted = {name: (~no if name in read else no) & ~kept(name) for op in workload.operations for name in op.outputs}
-    seconds, flops, attention = np.zeros(count), np.zeros(count), np.zeros(count)
-    for operation in reversed(workload.operations):
-        runs = np.any([wanted[name] for name in operation.outputs], axis=0)
-        seconds += runs * _seconds(operation, workload, device, mesh, a)
-        flops += runs * operation.flops
-        attention += runs * (operation.flops if operation.attention else 0.0)
-        for name in operation.inputs:
-            if name in wanted:
-                wanted[name] = wanted[name] | (runs & ~kept(name))
-    return seconds, flops, attention
 
 
 def _seconds(

@@ -1,0 +1,88 @@
+"""Values that wait in host memory: fewer bytes on the device, and a copy out and back over the host link.
+
+A copy out runs beside the forward pass of the next layer, the copy in beside the backward pass of the layer after; what
+is longer than these is waited for. It depends only on how many bytes wait on the host, so that of each set kept on the
+device the best set for the host is found by trying: every pair of disjoint sets up to EXACT names, and with more names
+only splits of the sets that are best without a host.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from planners.plan import Operation, Tensor, Workload
+from planners.remat.block import Block, unbeaten
+from planners.remat.policy import Policy
+
+EXACT = 12
+"""Names of which every split over device, host and recomputation is tried: 531,441 of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """The link to host memory as one layer uses it.
+
+    Attributes:
+        bandwidth: bytes per second, one direction.
+        forward: seconds of a layer's forward pass, beside which a copy out is free.
+        backward: seconds of a layer's backward pass, beside which a copy in is free.
+    """
+
+    bandwidth: float
+    forward: float = 0.0
+    backward: float = 0.0
+
+    def waiting(self, size: np.ndarray) -> np.ndarray:
+        """Seconds that a layer waits for the copies of so many bytes."""
+        copy = size / self.bandwidth
+        return np.maximum(copy - self.forward, 0.0) + np.maximum(copy - self.backward, 0.0)
+
+
+def policies(
+    workload: Workload, size: Callable[[Tensor], float], seconds: Callable[[Operation], float], host: Host
+) -> tuple[Policy, ...]:
+    """What a layer may do with a host beside it, that is not done better without: see `block.policies`."""
+    block, carry = Block.of(workload, size, seconds), size(workload.carry)
+    device, away = _splits(block)
+    again = block.reruns(device | away)
+    held, cost = device @ block.sizes, again @ block.seconds + host.waiting(away @ block.sizes)
+    flops, found = np.array([operation.flops for operation in block.operations]), []
+    for row in unbeaten(held, cost, away.sum(axis=1) * len(block.names) + device.sum(axis=1)):
+        if not away[row].any():
+            continue
+        save, offload = (tuple(n for n, x in zip(block.names, rows[row], strict=True) if x) for rows in (device, away))
+        found.append(
+            Policy(
+                name=f"{'+'.join(save) or 'full'}, host {'+'.join(offload)}",
+                save=save,
+                offload=offload,
+                kept=carry + float(held[row]),
+                transient=0.0,
+                seconds=float(cost[row]),
+                flops=float(again[row] @ flops),
+            )
+        )
+    return tuple(found)
+
+
+def _splits(block: Block) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of disjoint sets: kept on the device, and on the host."""
+    if len(block.names) <= EXACT:
+        digits = np.arange(3 ** len(block.names))[:, None] // 3 ** np.arange(len(block.names)) % 3
+        return digits == 1, digits == 2
+    device, away = [], []
+    for kept in block.front():
+        names = np.flatnonzero(kept)
+        if len(names) <= EXACT:
+            sets = np.zeros((2 ** len(names), len(kept)), bool)
+            sets[:, names] = (np.arange(2 ** len(names))[:, None] >> np.arange(len(names))) & 1
+        else:
+            # Only whole prefixes by size, largest first.
+            order = names[np.argsort(-block.sizes[names])]
+            sets = np.zeros((len(names) + 1, len(kept)), bool)
+            for many in range(len(names) + 1):
+                sets[many, order[:many]] = True
+        away.append(sets)
+        device.append(kept & ~sets)
+    return np.concatenate(device), np.concatenate(away)

@@ -1,0 +1,181 @@
+"""Inside a block: the sets of values worth keeping, against a slow reading of what must run again."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planners.plan import Operation, PlanError, Tensor, Workload
+from planners.remat import block, block_program, host
+from planners.remat.block import Block
+from planners.remat.host import Host
+from tests.planners.workloads import llama
+
+PLAIN = llama("plain", layers=2, embed=64, heads=4, mlp=128, vocab=256, batch=2, sequence=16)
+
+
+def value(name: str, size: int) -> Tensor:
+    return Tensor(name=name, shape=(size,), dtype="int8", axes=(None,))
+
+
+def workload(operations: list[Operation], sizes: dict[str, int], read: set[str]) -> Workload:
+    values = tuple(value(name, size) for name, size in sizes.items())
+    return dataclasses.replace(
+        PLAIN,
+        carry=value("carry", 10),
+        operations=tuple(operations),
+        values=values,
+        activations=tuple(t for t in values if t.name in read) + ((value("carry", 10),) if "carry" in read else ()),
+    )
+
+
+def random_block(rng: np.random.Generator, names: int) -> Workload:
+    """Operations that each read some of what came before; some values have no name, some operations two outputs."""
+    made, operations, sizes = ["carry"], [], {}
+    for number in range(names):
+        inputs = rng.choice(made, size=min(len(made), int(rng.integers(1, 3))), replace=False)
+        outputs = [f"residual_{number}" if rng.random() < 0.2 else f"v{number}"]
+        outputs += [f"w{number}"] if rng.random() < 0.15 else []
+        sizes |= {name: int(rng.integers(1, 20)) for name in outputs}
+        operations.append(
+            Operation(outputs=tuple(outputs), inputs=tuple(map(str, inputs)), flops=float(rng.integers(0, 50)))
+        )
+        made += outputs
+    read = {name for name in made if rng.random() < 0.5} | {made[-1]}
+    return workload(operations, sizes, read)
+
+
+def size(tensor: Tensor) -> float:
+    return float(tensor.bytes)
+
+
+def seconds(operation: Operation) -> float:
+    return operation.flops / 10.0
+
+
+def again(work: Workload, saved: set[str]) -> set[int]:
+    """Numbers of the operations that must run once more, by going back from each value that is read."""
+    maker = {name: i for i, operation in enumerate(work.operations) for name in operation.outputs}
+    found: set[int] = set()
+
+    def make(name: str) -> None:
+        if name != "carry" and name not in saved and maker[name] not in found:
+            found.add(maker[name])
+            for source in work.operations[maker[name]].inputs:
+                make(source)
+
+    for tensor in work.activations:
+        make(tensor.name)
+    return found
+
+
+def sets_of(work: Workload) -> list[tuple[set[str], float, float]]:
+    """(kept, bytes, seconds) of every set of named values."""
+    named = [t for t in work.values if not t.name.startswith("residual_")]
+    found = []
+    for many in range(len(named) + 1):
+        for chosen in itertools.combinations(named, many):
+            kept = {tensor.name for tensor in chosen}
+            cost = sum(seconds(work.operations[i]) for i in again(work, kept))
+            found.append((kept, sum(map(size, chosen)), cost))
+    return found
+
+
+def front_of(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points that no other one beats or equals, as (bytes, tenths of seconds rounded)."""
+    best = sorted({(round(x, 6), round(y, 6)) for x, y in points})
+    return [(x, y) for i, (x, y) in enumerate(best) if all(y < other for _, other in best[:i])]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_policies_are_all_that_no_other_set_beats(seed: int):
+    work = random_block(np.random.default_rng(seed), 7)
+    found = block.policies(work, size, seconds)
+    assert [(p.kept - 10, round(p.seconds, 6)) for p in found[:-1]] == front_of([p[1:] for p in sets_of(work)])
+    for policy in found[:-1]:
+        runs = again(work, set(policy.save or ()))
+        assert policy.flops == sum(work.operations[i].flops for i in runs)
+        assert policy.seconds == pytest.approx(sum(seconds(work.operations[i]) for i in runs))
+    none = found[-1]
+    assert none.save is None
+    assert none.kept == 10 + sum(size(t) for t in work.activations if t.name != "carry")
+
+
+@settings(max_examples=6, deadline=None, derandomize=True, database=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_integer_program_walks_the_same_front(seed: int):
+    built = Block.of(random_block(np.random.default_rng(seed), 9), size, seconds)
+    tried, walked = built.front(), block_program.front(built)
+
+    def points(sets: np.ndarray) -> np.ndarray:
+        return np.stack([sets @ built.sizes, built.reruns(sets) @ built.seconds], axis=1)
+
+    np.testing.assert_allclose(points(walked), points(tried), rtol=1e-9)
+
+
+def test_a_block_with_many_names_is_left_to_the_integer_program():
+    names = [f"v{i}" for i in range(18)]
+    chain = [
+        Operation(outputs=(name,), inputs=(before,), flops=1.0)
+        for before, name in itertools.pairwise(["carry", *names])
+    ]
+    work = workload(chain, dict.fromkeys(names, 4), set(names[-3:]))
+    found = block.policies(work, size, seconds)
+    # Keeping one of the three that are read spares it, and all before it where it is the first of them.
+    assert [p.kept for p in found[:-1]] == [10, 14, 18, 22]
+    assert found[1].save == ("v15",)
+    assert [round(p.seconds, 6) for p in found[:-1]] == [1.8, 0.2, 0.1, 0.0]
+
+
+def test_only_the_slice_that_is_needed_runs_again():
+    """norm -> q, attention (result and statistics), out; keeping the result alone leaves its statistics to be made."""
+    work = workload(
+        [
+            Operation(outputs=("norm",), inputs=("carry",), flops=10.0),
+            Operation(outputs=("q",), inputs=("norm",), flops=100.0),
+            Operation(outputs=("context", "statistics"), inputs=("q",), flops=1000.0, attention=True),
+            Operation(outputs=("out",), inputs=("context",), flops=100.0),
+        ],
+        {"norm": 8, "q": 8, "context": 8, "statistics": 1, "out": 8},
+        {"carry", "norm", "q", "context", "statistics"},
+    )
+    built = Block.of(work, size, seconds)
+    rerun = lambda *names: [work.operations[i].outputs[0] for i in np.flatnonzero(built.reruns(built.chosen(names))[0])]
+    assert built.names == ("norm", "q", "context", "statistics")
+    assert rerun() == ["norm", "q", "context"]
+    assert rerun("context") == ["norm", "q", "context"]
+    assert rerun("context", "statistics") == ["norm", "q"]
+    assert rerun("q") == ["norm", "context"]
+    with pytest.raises(PlanError, match="remat keeps nrom, which the block does not name; it names norm, q"):
+        built.chosen(["nrom"])
+    with pytest.raises(PlanError, match="plain does not say what its blocks compute"):
+        block.policies(PLAIN, size, seconds)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_no_other_use_of_the_host_is_better(seed: int):
+    rng = np.random.default_rng(seed)
+    work = random_block(rng, 5)
+    link = Host(bandwidth=float(rng.integers(1, 20)), forward=rng.uniform(0, 1), backward=rng.uniform(0, 2))
+    points = []
+    sizes = {tensor.name: tensor.bytes for tensor in work.values}
+    for kept, held, cost in sets_of(work):
+        for many in range(len(kept) + 1):
+            for away in itertools.combinations(sorted(kept), many):
+                copy = sum(sizes[name] for name in away) / link.bandwidth
+                waits = max(copy - link.forward, 0.0) + max(copy - link.backward, 0.0)
+                points.append((held - copy * link.bandwidth, cost + waits))
+    found = [*block.policies(work, size, seconds)[:-1], *host.policies(work, size, seconds, link)]
+    assert front_of([(p.kept - 10, p.seconds) for p in found]) == front_of(points)
+    for policy in found:
+        assert not set(policy.save or ()) & set(policy.offload)
+
+
+def test_copies_that_hide_behind_the_layers_cost_nothing():
+    link = Host(bandwidth=100.0, forward=1.0, backward=2.0)
+    np.testing.assert_allclose(link.waiting(np.array([100.0, 150.0, 300.0])), [0.0, 0.5, 3.0])
