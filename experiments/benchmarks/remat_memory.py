@@ -177,7 +177,7 @@ def study(subject: Subject, config: Config) -> tuple[list[Point], str]:
     worst = min((min(gaps) for gaps in behind.values()), default=0.0)
     return points, (
         f"{subject}: predicted step time beyond ours at equal budgets, mean over those of the {config.budgets} budgets "
-        f"(in brackets) that a strategy fits: {told}; never below ours by more than {max(-worst, 0.0):.2f}%."
+        f"(in brackets) that a strategy fits: {told}; never below ours by more than {abs(min(worst, 0.0)):.2f}%."
     )
 
 
