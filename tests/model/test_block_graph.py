@@ -17,7 +17,8 @@ from jaxlm.sharding import Rules
 from planners.machines.presets import device
 from planners.plan import MESH_AXES, Workload
 from planners.prices.assumptions import Assumptions
-from planners.prices.recompute import hull, keeping, keepings, savable
+from planners.prices.recompute import hull, keeping, keepings
+from planners.remat.block import Block as Graph
 
 LLAMA = ModelConfig(layers=4, embed=64, heads=4, kv_heads=2, mlp=192, vocab=256, norm="rms", activation="swiglu")
 GPT2 = ModelConfig(layers=4, embed=64, heads=4, mlp=192, vocab=256, norm="layer", activation="gelu", bias=True)
@@ -74,9 +75,9 @@ def traced(config: ModelConfig, save: tuple[str, ...] | None) -> float:
 @pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
 def test_recomputed_products_are_those_that_jax_recomputes(config: ModelConfig) -> None:
     described, h100 = work(config), device("H100")
-    names = [tensor.name for tensor in savable(described)]
+    names = Graph.of(described, lambda tensor: 1.0, lambda operation: 1.0).names
     none = traced(config, None)
-    for save in ((), ("q",), ("q", "k", "v"), ("context",), ("attn_out", "mlp_up"), tuple(names)):
+    for save in ((), ("q",), ("q", "k", "v"), ("context",), ("attn_out", "mlp_up"), names):
         priced = keeping(described, save, h100, ALONE, Assumptions())
         again = traced(config, save) - none
         # The weighted values have a gradient that needs no second forward product; jax counts them once more.
