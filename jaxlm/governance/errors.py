@@ -1,0 +1,9 @@
+"""What goes wrong in the audit trail."""
+
+
+class GovernanceError(Exception):
+    """Something in an audit trail is not as it was signed, or cannot be written; the message says what and where."""
+
+
+class Rejected(GovernanceError, ValueError):
+    """A proof, note, tile, entry or signature that does not hold."""
