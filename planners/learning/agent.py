@@ -187,7 +187,7 @@ class Agent:
         home = int(np.argmin(np.where(known, means, np.inf)))
         worth = self.habits.worth * left * float(np.exp(means[home]))
 
-        gains = self._gains(samples, home, left, price, back, steps)
+        gains = trial_gains(samples, home, left, price, back, steps)
         expected = gains.mean(axis=0)
         open_ = ~known & (expected > worth)
         open_[list(self.refused)] = False
@@ -211,16 +211,6 @@ class Agent:
         else:
             why = f"no other plan is expected to win back its price: the best gains {expected[~known].max():.3g} s"
         return self._say(current, "keep", why, means, spreads, 0.0)
-
-    def _gains(
-        self, samples: np.ndarray, home: int, left: int, switch: np.ndarray, back: float, steps: int
-    ) -> np.ndarray:
-        """Seconds saved [draws, arms] by trying each arm instead of running `home`: kept if it proves faster, else left
-        again."""
-        faster = samples[:, home, None] - samples
-        kept = faster * left - switch
-        returned = faster * min(steps, left) - switch - back
-        return np.where(faster > 0, np.maximum(kept, returned), returned)
 
     def _say(self, arm: int, kind: Kind, reason: str, means: np.ndarray, spreads: np.ndarray, gain: float) -> Decision:
         return Decision(
@@ -278,3 +268,12 @@ class Agent:
 def _faster(difference: float) -> str:
     """`3.1% faster`, or slower, for a difference of log seconds."""
     return f"{abs(math.expm1(difference)):.1%} {'faster' if difference < 0 else 'slower'}"
+
+
+def trial_gains(samples: np.ndarray, home: int, left: int, switch: np.ndarray, back: float, steps: int) -> np.ndarray:
+    """Seconds saved [draws, arms] by trying each arm for `steps` of the `left` steps instead of running `home`: kept if
+    it proves faster, else left again. `samples` are step seconds [draws, arms]."""
+    faster = samples[:, home, None] - samples
+    kept = faster * left - switch
+    returned = faster * min(steps, left) - switch - back
+    return np.where(faster > 0, np.maximum(kept, returned), returned)
