@@ -31,8 +31,8 @@ def load(text: bytes) -> Any:
     if _depth(text) > DEEPEST:
         raise Rejected(f"JSON is nested deeper than {DEEPEST}")
     try:
-        value = json.loads(text.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        value = json.loads(text.decode("utf-8"), parse_constant=_no_constant, parse_int=_integer)
+    except (ValueError, RecursionError, OverflowError) as error:
         raise Rejected(f"not JSON: {error}") from None
     if dump(value) != text:
         raise Rejected("JSON is not in its canonical form")
@@ -53,3 +53,9 @@ def _depth(text: bytes) -> int:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def _integer(text: str) -> int | float:
+    """RFC 8785 writes floats of this size without a point."""
+    value = int(text)
+    return value if abs(value) < 1 << 53 else float(value)
