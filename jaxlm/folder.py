@@ -10,6 +10,9 @@ from jaxlm.config import Run, build, differences
 from jaxlm.decode import ConfigError, dump, read
 from jaxlm.files import write_whole
 
+APART = (".lock", "hosts")
+"""What may lie in the directory of a run before it begins: its lock, and what the launcher of many hosts keeps."""
+
 
 @dataclass(frozen=True, slots=True)
 class Folder:
@@ -78,7 +81,7 @@ class Folder:
         """Raises ConfigError unless this directory is new, empty or a run."""
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"run directory {self.path} is a file")
-        if self.path.is_dir() and not self.config.exists() and any(p.name != ".lock" for p in self.path.iterdir()):
+        if self.path.is_dir() and not self.config.exists() and any(p.name not in APART for p in self.path.iterdir()):
             raise ConfigError(
                 f"run directory {self.path} holds other files and no config.yaml; choose another --run-dir"
             )

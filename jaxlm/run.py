@@ -1,5 +1,6 @@
 """The composition root of training: configuration, data, model, plan, mesh, loop and checkpoints meet here."""
 
+import dataclasses
 import shlex
 import sys
 import time
@@ -61,7 +62,8 @@ def train(run: Run, directory: Path, options: Options = Options()) -> int:
     """
     require_tracking(run.train.wandb)
     run.checkpoint.require()
-    start(options.job, user_cache("xla") if run.train.compilation_cache else None)
+    job = start(options.job, user_cache("xla") if run.train.compilation_cache else None)
+    options = dataclasses.replace(options, job=job)
     try:
         with Peers(options.job) as peers, StopSignal(peers.depart, NOTHING_LOST) as stop:
             return _begin(run, directory, options, stop)

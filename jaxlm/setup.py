@@ -1,12 +1,13 @@
 """What is decided about a start of a run before any data is read."""
 
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from jaxlm.config import Run
 from jaxlm.folder import Folder
-from jaxlm.runtime.distributed import Job
+from jaxlm.runtime.distributed import LAUNCHED, Job
 from jaxlm.session import Numerics
 from jaxlm.trainer.balanced import Pace
 from jaxlm.trainer.profile import Steps
@@ -51,6 +52,8 @@ class Setup:
 def resume_command(setup: Setup) -> str:
     """What to type to go on with this run."""
     job, config, path = setup.options.job, setup.folder.config, setup.folder.path
+    if (launched := os.environ.get(LAUNCHED)) is not None:
+        return f"{launched} {shlex.quote(str(config))} --run-dir {shlex.quote(str(path))}"
     several = f" --coordinator {job.coordinator} --processes {job.processes} --process I" if job.processes > 1 else ""
     if (file := setup.options.cluster_file) is not None:
         several += f" --cluster {shlex.quote(str(file))}"

@@ -12,6 +12,7 @@ from tyro.conf import subcommand
 
 from jaxlm.cli.common import Refused
 from jaxlm.cli.data import Data
+from jaxlm.cli.launching import LaunchJob
 from jaxlm.cli.machine import Doctor, Probe
 from jaxlm.cli.planning import MakePlan
 from jaxlm.cli.runs import Eval, Generate, Plot
@@ -27,6 +28,7 @@ Command = (
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Plot, subcommand("plot")]
     | Annotated[Generate, subcommand("generate")]
+    | Annotated[LaunchJob, subcommand("launch")]
     | Annotated[Doctor, subcommand("doctor")]
 )
 

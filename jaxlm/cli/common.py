@@ -34,7 +34,7 @@ class Member(Common):
     """A command that may run as one process of a job."""
 
     coordinator: str | None = None
-    """HOST:PORT of process 0, for a job of several processes."""
+    """HOST:PORT of process 0, for a job of several processes; auto: as SLURM, MPI or Kubernetes say it."""
     processes: int = 1
     """Processes of the job."""
     process: int = 0
@@ -43,8 +43,10 @@ class Member(Common):
     """Seconds without a sign of life after which a process of the job counts as dead and the others end."""
 
     def job(self) -> "Job":
-        from jaxlm.runtime.distributed import Job
+        from jaxlm.runtime.distributed import AUTO, Job
 
+        if self.coordinator == AUTO and (self.processes, self.process) != (1, 0):
+            raise Refused("--coordinator auto finds the other two itself: leave out --processes and --process")
         return Job(
             coordinator=self.coordinator,
             processes=self.processes,

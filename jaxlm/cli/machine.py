@@ -38,7 +38,9 @@ class Probe(Member):
         if self.seconds is not None:
             extent = dataclasses.replace(extent, seconds=self.seconds)
         text, facts = probe(self.job(), extent, self.out, self.compare)
-        if self.process == 0:
+        import jax
+
+        if jax.process_index() == 0:
             print(text)
             report(self.json, facts)
         return 0

@@ -5,11 +5,14 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TextIO, cast
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 
 from tyro.conf import Positional, arg
 
 from jaxlm.cli.common import Member
+
+if TYPE_CHECKING:
+    from jaxlm.config import Run
 
 
 @dataclass(kw_only=True)
@@ -40,13 +43,18 @@ class Train(Member):
     print_config: bool = False
     """Print the resolved configuration, each key explained, and stop."""
 
-    def run(self) -> int:
-        from jaxlm.decode import dump
+    def load(self) -> "Run":
+        """The configuration as this command line has it. Raises ConfigError."""
         from jaxlm.finetune import load
-        from jaxlm.trainer.profile import Steps
 
         overrides = [*self.overrides(), *(["--train.replan.enabled", "true"] if self.replan else [])]
-        run = load(self.config, overrides, start=self.from_, run_dir=self.run_dir, training=True)
+        return load(self.config, overrides, start=self.from_, run_dir=self.run_dir, training=True)
+
+    def run(self) -> int:
+        from jaxlm.decode import dump
+        from jaxlm.trainer.profile import Steps
+
+        run = self.load()
         if self.print_config:
             print(dump(run, comments=True), end="")
             return 0
