@@ -247,7 +247,7 @@ def _train(config: str, run_dir: Path, overrides: Sequence[str]) -> str:
 
 
 def _render(template: str, **values: Any) -> str:
-    text = (templates() / template).read_text()
+    text = (templates() / f"{template}.template").read_text()
     try:
         return _Template(text).substitute({name: str(value) for name, value in values.items()})
     except KeyError as error:
