@@ -1,0 +1,192 @@
+"""The audit trail of one process of a run: entries come in from any thread, and are made durable in batches.
+
+RUN/audit/log/           the log of process 0, static files in the layout of tlog-tiles
+RUN/audit/log.vkey       the public key of its heads
+RUN/audit/log-1/ ...     those of the other processes
+RUN/audit/readers/ ...   of commands that open the run
+RUN/audit/signer.pem     the public key of its checkpoints
+"""
+
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxlm.governance import entries, notes
+from jaxlm.governance.entries import Chain, Entry
+from jaxlm.governance.errors import GovernanceError, Rejected
+from jaxlm.governance.keys import Keys, write_public
+from jaxlm.governance.log import Log
+from jaxlm.governance.notes import LogKey
+
+BATCH = 256
+_MOST = 1 << 16
+
+
+class Trail:
+    """Writes the log `name` in an audit folder. Use one per process; close it, or what was not acknowledged is lost.
+
+    Args:
+        audit: the folder, made when it is new.
+        name: of the log in it.
+        keys: the private keys of this account.
+        flush_seconds: how long an entry may wait for company before it is made durable.
+
+    Attributes:
+        history: the entries that were there when it was opened, checked.
+        alerts: what is odd about them.
+
+    Raises:
+        GovernanceError: the log is not ours to write, is damaged, was rolled back, or is being written elsewhere.
+    """
+
+    def __init__(self, audit: Path, name: str = "log", *, keys: Keys | None = None, flush_seconds: float = 1.0):
+        self.audit, self.name = audit, name
+        self.keys = keys or Keys(outside=audit.parent)
+        audit.mkdir(exist_ok=True)
+        self.origin = self._origin()
+        self._log = Log(audit / name, LogKey(self.origin, self.keys.log()))
+        try:
+            found = self._log.tiles()
+            self.keys.check_pin(self._log.head, found)
+            raws = [found.entry(index) for index in range(found.size)]
+            self.history, walked = entries.walk(raws)
+        except BaseException:
+            self._log.close()
+            raise
+        self.alerts = walked.alerts
+        self._pinned = self._log.head.size
+        self.keys.pin(self._log.head)
+        host = socket.gethostname()
+        mine = [raw for raw, entry in zip(raws, self.history, strict=True) if entry.host == host]
+        self._chain = Chain(host, uuid.uuid4().hex, entries.digest(mine[-1]) if mine else entries.FIRST)
+        self._flush_seconds = flush_seconds
+        self._change = threading.Condition()
+        self._waiting: list[tuple[str, Mapping[str, Any], float, float]] = []
+        self._taken = self._done = 0  # entries given to `record`, and those of them that are durable
+        self._urgent, self._closed, self._failure = False, False, None
+        self._first = self._log.head.size
+        self._thread = threading.Thread(target=self._work, name="audit", daemon=True)
+        self._thread.start()
+
+    @property
+    def run(self) -> str:
+        """Which run this is, in all its logs and signatures: random, made with its first log."""
+        return self.origin.split("/")[1]
+
+    @property
+    def host(self) -> str:
+        return self._chain.host
+
+    def record(self, kind: str, body: Mapping[str, Any]) -> int:
+        """Takes an entry and returns at once, with a ticket for `wait`.
+
+        Raises:
+            GovernanceError: the log cannot be written any more, or is too far behind.
+        """
+        with self._change:
+            self._raise()
+            if len(self._waiting) >= _MOST:
+                raise GovernanceError(f"{len(self._waiting):,} entries wait for the log {self.audit / self.name}")
+            self._waiting.append((kind, body, time.monotonic(), time.time()))
+            self._taken += 1
+            if len(self._waiting) in (1, BATCH):
+                self._change.notify_all()
+            return self._taken
+
+    def commit(self, kind: str, body: Mapping[str, Any]) -> int:
+        """Takes an entry and returns its index in the log once it is durable, and all entries before it.
+
+        Raises:
+            GovernanceError: the log cannot be written.
+        """
+        ticket = self.record(kind, body)
+        self.wait(ticket)
+        return self._first + ticket - 1
+
+    def wait(self, ticket: int) -> None:
+        """Returns when the entry with this ticket is durable. Raises GovernanceError when it cannot be."""
+        with self._change:
+            while self._done < ticket:
+                self._raise()
+                self._urgent = True
+                self._change.notify_all()
+                self._change.wait()
+
+    def close(self) -> None:
+        """Makes everything durable and lets go of the log. Raises GovernanceError when that is not possible."""
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+        self._thread.join()
+        self._log.close()
+        self._raise()
+
+    def __enter__(self) -> "Trail":
+        return self
+
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        try:
+            self.close()
+        except GovernanceError as failure:
+            if error is None:
+                raise
+            error.add_note(str(failure))
+
+    def find(self, kind: str) -> list[Entry]:
+        """The entries of one type that were there when the log was opened."""
+        return [entry for entry in self.history if entry.kind == kind]
+
+    def _work(self) -> None:
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: self._waiting or self._closed)
+                if not self._waiting:
+                    return
+                self._change.wait_for(
+                    lambda: self._urgent or self._closed or len(self._waiting) >= BATCH, self._flush_seconds
+                )
+                batch, self._waiting, self._urgent = self._waiting, [], False
+            failure = None
+            try:
+                self._log.append([self._chain.entry(*item) for item in batch])
+                self.keys.pin(self._log.head)
+            except Exception as error:  # whatever it is, the run must hear of it
+                failure = error
+            with self._change:
+                if failure is None:
+                    self._done += len(batch)
+                else:
+                    self._failure = failure
+                self._change.notify_all()
+                if failure is not None:
+                    return
+
+    def _raise(self) -> None:
+        if self._failure is not None:
+            raise GovernanceError(f"the audit log {self.audit / self.name} cannot be written: {self._failure}")
+
+    def _origin(self) -> str:
+        """The name of the log: made when it is new, kept in its public key."""
+        path = self.audit / f"{self.name}.vkey"
+        public = self.keys.log().public_key().public_bytes_raw()
+        if not path.exists():
+            if (self.audit / self.name).exists():
+                raise Rejected(f"{path} is missing: it belongs to the log beside it")
+            run = self._run()
+            origin = f"jaxlm/{run}/{self.name}"
+            write_public(path, f"{LogKey(origin, self.keys.log()).verifier}\n".encode())
+            return origin
+        key = notes.parse_verifier(path.read_text())
+        if key.key != public:
+            raise GovernanceError(f"the log {self.audit / self.name} was begun with another key than those here")
+        return key.name
+
+    def _run(self) -> str:
+        """The id of the run: that of its other logs, or a new one."""
+        for other in sorted(self.audit.glob("*.vkey")):
+            return notes.parse_verifier(other.read_text()).name.split("/")[1]
+        return uuid.uuid4().hex
