@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxlm.checkpoints import manifest
+from jaxlm.checkpoints import arrays, manifest
 from jaxlm.checkpoints.errors import CheckpointError
+from jaxlm.checkpoints.notary import Notary
 
 _log = logging.getLogger(__name__)
 _WRITING, _DELETING = ".writing", ".deleting"
@@ -46,9 +47,13 @@ class Keep:
 
 
 class Folders:
-    """What lies in `directory`; remembers which checkpoints it found damaged and which it has verified."""
+    """What lies in `directory`; remembers which checkpoints it found damaged and which it has verified.
 
-    def __init__(self, directory: Path, keep: Keep):
+    With a `notary`, only what it has no fault to find with is good.
+    """
+
+    def __init__(self, directory: Path, keep: Keep, notary: Notary | None = None):
+        self._notary = notary
         self._directory = directory
         self._keep = keep
         self._damaged: set[Path] = set()
@@ -114,8 +119,13 @@ class Folders:
                 if body["step"] != step:
                     raise CheckpointError(f"{manifest.NAME} is of step {body['step']}")
                 if folder not in self._verified or self._verified[folder] != manifest.stamp(folder, body):
-                    manifest.verify(folder, body)
+                    try:
+                        manifest.verify(folder, body)
+                    except CheckpointError as error:
+                        raise CheckpointError(f"{error}{_harmed(folder, body)}") from None
                     self._verified[folder] = manifest.stamp(folder, body)
+                if self._notary is not None and (fault := self._notary.fault(folder, body)) is not None:
+                    raise CheckpointError(fault)
                 return folder, body
             except (CheckpointError, OSError) as error:
                 self._damaged.add(folder)
@@ -166,6 +176,19 @@ class Folders:
             return []
         names = ((_NAME.fullmatch(path.name), path) for path in self._directory.iterdir() if path.is_dir())
         return [(int(name.group(1)), path) for name, path in names if name]
+
+
+def _harmed(folder: Path, body: dict[str, Any]) -> str:
+    """Which tensors are not as saved, where the manifest knows their digests: `; tensors: model/embed`."""
+    expected = {name: facts["sha256"] for name, facts in body["tensors"].items() if "sha256" in facts}
+    if not expected:
+        return ""
+    found = arrays.digests(folder / manifest.STATE, expected)
+    harmed = [name for name, digest in expected.items() if found[name] != digest]
+    if not harmed:
+        return "; no tensor is harmed"
+    more = f" and {len(harmed) - 5} more" if len(harmed) > 5 else ""
+    return f"; tensors: {', '.join(harmed[:5])}{more}"
 
 
 def _drop(folder: Path) -> None:

@@ -7,7 +7,7 @@ is there, is undamaged (it carries its own digest) and agrees with every byte on
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,16 @@ from jaxlm.checkpoints.errors import CheckpointError
 FORMAT = 1
 NAME = "manifest.json"
 STATE = "state"
+SIGNATURE = "model.sig"
+"""The signature over the other files, where the run has somebody who signs."""
+Seal = Callable[[dict[str, Any], bytes], None]
+"""Signs a manifest, given as it is and as the bytes of its file, before it gets its name."""
 _HASHERS = min(8, os.cpu_count() or 1)
 
 
-def write(folder: Path, step: int, tensors: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+def write(
+    folder: Path, step: int, tensors: dict[str, Any], facts: dict[str, Any], seal: Seal = lambda body, content: None
+) -> dict[str, Any]:
     """Hashes every file of the state in `folder` and puts the manifest beside it, atomically.
 
     Args:
@@ -28,6 +34,7 @@ def write(folder: Path, step: int, tensors: dict[str, Any], facts: dict[str, Any
         step: the training step it belongs to.
         tensors: name -> `{"shape": [...], "dtype": "..."}`.
         facts: what else the run must know to go on; JSON.
+        seal: signs it; a checkpoint that has a manifest is signed.
 
     Returns:
         The manifest as written.
@@ -47,11 +54,12 @@ def write(folder: Path, step: int, tensors: dict[str, Any], facts: dict[str, Any
         },
     }
     body["digest"] = _own_digest(body)
-    temporary = folder / f"{NAME}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(body, file, indent=1)
+    temporary, content = folder / f"{NAME}.tmp", json.dumps(body, indent=1).encode()
+    with temporary.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
+    seal(body, content)
     temporary.rename(folder / NAME)
     sync_folder(folder)
     return body

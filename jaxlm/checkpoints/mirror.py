@@ -52,8 +52,10 @@ class Mirror:
             return
         self.drop(step)
         files: dict[str, dict[str, Any]] = json.loads(content)["files"]
+        signature = [manifest.SIGNATURE] if (folder / manifest.SIGNATURE).is_file() else []
         with self._talking("written"):
-            self._files.put([str(folder / path) for path in files], [self._place(step, path) for path in files])
+            paths = [*files, *signature]
+            self._files.put([str(folder / path) for path in paths], [self._place(step, path) for path in paths])
             sizes = self._sizes(f"/{step}")
             for path, expected in files.items():
                 if (size := sizes.get(self._place(step, path))) != expected["size"]:
@@ -67,6 +69,8 @@ class Mirror:
             files = [path for path in json.loads(content)["files"] if _is_inside(path)]
             for path in files:
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            if self._place(step, manifest.SIGNATURE) in self._sizes(f"/{step}"):
+                files.append(manifest.SIGNATURE)
             self._files.get([self._place(step, path) for path in files], [str(folder / path) for path in files])
         (folder / manifest.NAME).write_bytes(content)
 

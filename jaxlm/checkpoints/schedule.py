@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from jaxlm.checkpoints.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from jaxlm.checkpoints.notary import Notary
     from jaxlm.checkpoints.store import Store
 
 
@@ -61,8 +62,9 @@ class CheckpointConfig:
         except OSError as error:
             raise CheckpointError(f"checkpoint.path={self.path} cannot be made: {error.strerror}") from error
 
-    def build(self, directory: Path) -> "Store":
+    def build(self, directory: Path, notary: "Notary | None" = None) -> "Store":
         """The store of these checkpoints in `directory`, or where `path` says; writes nothing before the first save.
+        A `notary` signs what is saved and judges what is read.
 
         Raises:
             CheckpointError: `path` is a URL that nothing installed can read.
@@ -73,7 +75,7 @@ class CheckpointConfig:
         mirror = Mirror(self.path) if self.path is not None and "://" in self.path else None
         directory = Path(self.path) if self.path is not None and mirror is None else directory
         keep = Keep(last=self.keep_last, every=self.keep_every)
-        return Store(directory, keep, enabled=self.enabled, mirror=mirror)
+        return Store(directory, keep, enabled=self.enabled, mirror=mirror, notary=notary)
 
 
 class Schedule:

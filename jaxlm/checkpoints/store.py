@@ -21,6 +21,7 @@ from jaxlm.checkpoints.errors import CheckpointError
 from jaxlm.checkpoints.folders import Folders, Keep
 from jaxlm.checkpoints.meeting import Meetings
 from jaxlm.checkpoints.mirror import Mirror
+from jaxlm.checkpoints.notary import Notary
 from jaxlm.checkpoints.processes import first_does, first_failed
 from jaxlm.files import DiskFull, free
 
@@ -47,12 +48,21 @@ class Store:
         keep: which of them stay.
         enabled: with False `save` does nothing at all.
         mirror: where each checkpoint is copied once it is complete, and brought back from where it is missing.
+        notary: signs what is saved and judges what is read; needed on process 0 only.
 
     Attributes:
         saved: the step last given to `save` and not known to have failed, None before.
     """
 
-    def __init__(self, directory: Path, keep: Keep = _KEEP, *, enabled: bool = True, mirror: Mirror | None = None):
+    def __init__(
+        self,
+        directory: Path,
+        keep: Keep = _KEEP,
+        *,
+        enabled: bool = True,
+        mirror: Mirror | None = None,
+        notary: Notary | None = None,
+    ):
         self.directory = Path(directory).absolute()
         self.saved: int | None = None
         self._enabled = enabled
@@ -62,7 +72,8 @@ class Store:
         self._meetings = Meetings()
         self._mirror = mirror
         self._keep = keep
-        self._folders = Folders(self.directory, keep)
+        self._notary = notary
+        self._folders = Folders(self.directory, keep, notary)
 
     def save(
         self, step: int, state: Mapping[str, jax.Array], facts: Mapping[str, Any], *, blocking: bool = False
@@ -157,6 +168,10 @@ class Store:
 
         step, skipped = first_does(search)
         return Found(step, skipped)
+
+    def manifest(self, step: int) -> dict[str, Any]:
+        """The manifest of `step`, whose files are not looked at. Raises as `names` does."""
+        return self._folders.manifest(step)
 
     def begun(self) -> list[int]:
         """Steps that were saved completely once, whatever has become of them, newest first."""
@@ -259,8 +274,10 @@ class Store:
         try:
             writer.wait()
             if jax.process_index() == 0:
-                manifest.write(self._folders.writing(step), step, tensors, facts)
+                body = self._write_manifest(step, tensors, facts)
                 self._folders.finish(step)
+                if self._notary is not None:
+                    self._notary.saved(body)
                 self._folders.prune(step)
                 self._copy(step)
         except Exception as error:
@@ -269,6 +286,17 @@ class Store:
             self._meetings.fail(str(self._failure))  # returns when no other process writes any more
             if jax.process_index() == 0:
                 self._folders.give_up(step)
+
+    def _write_manifest(self, step: int, tensors: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+        """With a notary, each tensor's digest is in the manifest and the manifest is signed before it counts."""
+        folder, notary = self._folders.writing(step), self._notary
+        if notary is None:
+            return manifest.write(folder, step, tensors, facts)
+        found = arrays.digests(folder / manifest.STATE, tensors)
+        if unread := [name for name, digest in found.items() if digest is None]:
+            raise CheckpointError(f"{unread[0]} cannot be read back")
+        tensors = {name: {**facts_of, "sha256": found[name]} for name, facts_of in tensors.items()}
+        return manifest.write(folder, step, tensors, facts, lambda body, content: notary.sign(folder, body, content))
 
     def _copy(self, step: int) -> None:
         """Copies to the mirror what is good here and missing there; the same keep rules hold for both."""

@@ -1,0 +1,153 @@
+"""Signs the checkpoints of a run, logs them, and refuses what was not signed, not logged, or is older than the log."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+
+from jaxlm.governance import model_signature, tensors
+from jaxlm.governance.entries import Entry
+from jaxlm.governance.errors import Rejected
+from jaxlm.governance.trail import Trail
+
+MANIFEST = "manifest.json"
+
+
+@dataclass
+class Commits:
+    """What the log of a run says of its checkpoints.
+
+    Attributes:
+        payloads: SHA-256 of what was signed, by step; of a step saved twice, the last.
+        newest: the step from which the run goes on by the log; None before the first checkpoint.
+    """
+
+    payloads: dict[int, str] = field(default_factory=dict)
+    newest: int | None = None
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> "Commits":
+        found = cls()
+        for entry in entries:
+            if entry.kind == "ckpt.commit":
+                found.add(entry.body["step"], entry.body["payload"])
+            elif entry.kind == "ckpt.restore" and entry.body.get("rollback_from") is not None:
+                found.newest = entry.body["step"]  # somebody chose to go back, and said so
+        return found
+
+    def add(self, step: int, payload: str) -> None:
+        self.payloads[step], self.newest = payload, step
+
+
+@dataclass
+class Judge:
+    """Says what is wrong with a checkpoint, by the public key of its run and its log.
+
+    Attributes:
+        run: the id of the run.
+        key: signs its checkpoints.
+        commits: what its log says.
+        forgive: is told the fault of a checkpoint that is restored all the same; None forgives nothing.
+    """
+
+    run: str
+    key: EllipticCurvePublicKey
+    commits: Commits
+    forgive: Callable[[str], None] | None = None
+
+    def fault(self, folder: Path, body: dict[str, Any]) -> str | None:
+        """Why the checkpoint in `folder` with the manifest `body` must not be restored. Its files are not read again:
+        the manifest has vouched for them, and here it is the manifest's turn."""
+        try:
+            self.check(folder, body)
+        except Rejected as error:
+            if self.forgive is None:
+                return str(error)
+            self.forgive(f"{folder.name}: {error}")
+        return None
+
+    def check(self, folder: Path, body: dict[str, Any]) -> model_signature.Statement:
+        """What was signed. Raises Rejected where the checkpoint is not that."""
+        said = model_signature.read(folder, self.key)
+        about, step = said.governance, body["step"]
+        if about.get("run") != self.run:
+            raise Rejected(f"signed for another run ({str(about.get('run'))[:12]}, this is {self.run[:12]})")
+        if about.get("step") != step or said.name != str(step):
+            raise Rejected(f"signed as step {about.get('step')}, and lies here as step {step}")
+        files = {path: facts["sha256"] for path, facts in body["files"].items()}
+        files[MANIFEST] = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+        if files != said.files:
+            path = min(name for name in files.keys() | said.files.keys() if files.get(name) != said.files.get(name))
+            raise Rejected(f"{path} is not what was signed")
+        model_signature.check_listing(folder, said.files)
+        if about.get("tensor_root") != root_of(body):
+            raise Rejected("the tensors in the manifest are not those that were signed")
+        logged = self.commits.payloads.get(step)
+        if logged is None and self.commits.newest is not None and step <= self.commits.newest:
+            raise Rejected(f"signed, but the log does not know a checkpoint of step {step}")
+        if logged is not None and logged != said.payload:
+            raise Rejected(f"signed, but not the checkpoint of step {step} that the log knows: an older one came back")
+        return said
+
+
+class Notary:
+    """Signs and logs the checkpoints of a run that trains.
+
+    Args:
+        trail: of process 0.
+        facts: what else is signed: digests of configuration and plan, the node.
+        forgive: see Judge; for `--allow-unverified`.
+    """
+
+    def __init__(self, trail: Trail, facts: dict[str, Any], forgive: Callable[[str], None] | None = None):
+        self.trail = trail
+        self._facts, self._key = facts, trail.keys.checkpoint()
+        commits = Commits.of(trail.history)
+        self.judge = Judge(trail.run, self._key.public_key(), commits, forgive)
+        self._payloads: dict[int, str] = {}
+
+    def sign(self, folder: Path, body: dict[str, Any], content: bytes) -> None:
+        files = {path: facts["sha256"] for path, facts in body["files"].items()}
+        files[MANIFEST] = hashlib.sha256(content).hexdigest()
+        step = body["step"]
+        about = self._facts | {
+            "run": self.trail.run,
+            "step": step,
+            "log_origin": self.trail.origin,
+            "tensor_root": root_of(body),
+        }
+        said = model_signature.sign(folder, str(step), files, about, self._key)
+        self._payloads[step] = said.payload
+
+    def saved(self, body: dict[str, Any]) -> None:
+        """Returns once the log holds it: what comes back older than this is refused."""
+        step = body["step"]
+        payload = self._payloads.pop(step)
+        self.trail.commit("ckpt.commit", commit_body(body, payload))
+        self.judge.commits.add(step, payload)
+
+    def fault(self, folder: Path, body: dict[str, Any]) -> str | None:
+        return self.judge.fault(folder, body)
+
+
+def commit_body(body: dict[str, Any], payload: str) -> dict[str, Any]:
+    """What the log says of a checkpoint with this manifest."""
+    size = sum(facts["size"] for facts in body["files"].values())
+    return {
+        "step": body["step"],
+        "manifest": body["digest"],
+        "payload": payload,
+        "tensor_root": root_of(body),
+        "files": len(body["files"]),
+        "bytes": size,
+    }
+
+
+def root_of(body: dict[str, Any]) -> str:
+    """The tensor root of a manifest, hex. Raises Rejected when it knows no digests of tensors."""
+    if any("sha256" not in tensor for tensor in body["tensors"].values()):
+        raise Rejected("the manifest knows no digests of tensors")
+    return tensors.root(body["tensors"]).hex()
