@@ -4,12 +4,13 @@ import dataclasses
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.loader import Loader
+from jaxlm.feedback import Feedback
 from jaxlm.replan import Replanner
 from jaxlm.running import Running, running
 from jaxlm.session import Session
@@ -17,12 +18,15 @@ from jaxlm.trainer.state import TrainState
 from jaxlm.tree import from_named, named_leaves
 from planners.learning.arms import program
 
+Chooser: TypeAlias = Replanner | Feedback
+"""Says at a pause which plan runs next: the agent among plans of the search, or the measured costs of recomputing."""
+
 
 class Changes:
     """The programs that a run has compiled, and the way between them.
 
     Args:
-        replanner: says which plan is next, and is told what the change has cost.
+        chooser: says which plan is next, and is told what the change has cost.
         first: what runs at the beginning.
         corpus, loader: of the run.
         meshes: where the mesh of each plan is entered, until the run ends.
@@ -31,22 +35,22 @@ class Changes:
 
     def __init__(
         self,
-        replanner: Replanner,
+        chooser: Chooser,
         first: Running,
         corpus: Corpus,
         loader: Loader,
         meshes: ExitStack,
         say: Callable[[str], None],
     ):
-        self.replanner, self.corpus, self.loader, self.meshes, self.say = replanner, corpus, loader, meshes, say
+        self.chooser, self.corpus, self.loader, self.meshes, self.say = chooser, corpus, loader, meshes, say
         self.programs = {program(first.setup.plan): first}
 
     def follow(self, now: Running, state: TrainState[Any], done: int) -> tuple[Running, TrainState[Any], float]:
-        """Goes over to the plan of the replanner after `done` steps: what runs then, the state laid out for it, and the
+        """Goes over to the plan of the chooser after `done` steps: what runs then, the state laid out for it, and the
         seconds of compiling. Where the compiled plan does not fit, all is as before."""
-        replanner = self.replanner
-        setup, shares = dataclasses.replace(now.setup, plan=replanner.plan), now.shares()
-        known, seconds = self.programs.get(program(replanner.plan)), 0.0
+        chooser = self.chooser
+        setup, shares = dataclasses.replace(now.setup, plan=chooser.plan), now.shares()
+        known, seconds = self.programs.get(program(chooser.plan)), 0.0
         if known is not None:
             after = known.under(setup, shares)
         else:
@@ -55,15 +59,15 @@ class Changes:
                 after = running(setup, session, self.corpus, shares)
                 seconds = after.compile(after.feed(self.loader)[done], self.say)
             memory = after.memory()
-            if memory is not None and replanner.refuse(memory.used):
+            if memory is not None and chooser.refuse(memory.used):
                 after.close()
                 return now, state, seconds
-            self.programs[program(replanner.plan)] = after
-            replanner.conductor.compiled(seconds)
+            self.programs[program(chooser.plan)] = after
+            chooser.compiled(seconds)
         self.meshes.enter_context(jax.set_mesh(after.session.mesh))
         if after.session is not now.session:
             state, moved = reshard(state, after.session)
-            replanner.conductor.moved(moved)
+            chooser.moved(moved)
         return after, state, seconds
 
     def close(self) -> None:

@@ -92,6 +92,11 @@ class Run:
                 "model.causal=false: a run trains a language model, and a bidirectional one sees the token that it "
                 "should predict; set model.causal to true"
             )
+        if self.plan.remat_feedback.every and self.train.replan.enabled:
+            raise ValueError(
+                "plan.remat_feedback.every and train.replan.enabled would both change the plan while the run trains; "
+                "set plan.remat_feedback.every to 0, or leave --replan out"
+            )
         if self.model.position == "learned" and 0 < self.model.positions < self.data.sequence:
             raise ValueError(
                 f"data.sequence={self.data.sequence} is longer than the model's "

@@ -42,6 +42,11 @@ class Folder:
         return self.path / "plans.jsonl"
 
     @property
+    def remat(self) -> Path:
+        """What layers kept in each epoch of `plan.remat_feedback`, what that took, and what was decided."""
+        return self.path / "remat.jsonl"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 

@@ -178,6 +178,14 @@ class Replanner:
         conductor.back(self.before)
         return True
 
+    def compiled(self, seconds: float) -> None:
+        """The plan that runs now was compiled."""
+        self.conductor.compiled(seconds)
+
+    def moved(self, seconds: float) -> None:
+        """The state was moved to the layout of the plan that runs now."""
+        self.conductor.moved(seconds)
+
     def facts(self) -> dict[str, Any]:
         """For the checkpoint: the plan that runs and all that the agent knows, as JSON."""
         return {"plan": self.plan.digest, "replan": json.loads(json.dumps(self.conductor.to_json()))}

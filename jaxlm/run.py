@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from jaxlm.changing import Changes
+from jaxlm.changing import Changes, Chooser
 from jaxlm.checkpoints.errors import CheckpointError
 from jaxlm.checkpoints.processes import first_decides
 from jaxlm.checkpoints.schedule import Schedule
@@ -23,6 +23,7 @@ from jaxlm.data.prepare import prepare
 from jaxlm.data.progress import show_progress, silent
 from jaxlm.decode import encode
 from jaxlm.evaluation import sample
+from jaxlm.feedback import Feedback
 from jaxlm.files import DiskFull, room, user_cache, write_whole
 from jaxlm.finetune import check_parent
 from jaxlm.folder import Folder, write_json
@@ -179,29 +180,29 @@ class _Training:
         say = progress.say if progress else self.say
         evaluating = Evaluating(run.train.eval_every, lambda at, state: self._evaluate_between_steps(at, state, say))
         meter = Meter(self._work(loader), run.train.log_every, run.train.steps, writers)
-        replanner = self._replanner(done, compile_seconds, say)
-        changes = None if replanner is None else Changes(replanner, self.now, self.corpus, loader, self.meshes, say)
+        chooser = self._chooser(done, compile_seconds, say)
+        changes = None if chooser is None else Changes(chooser, self.now, self.corpus, loader, self.meshes, say)
 
         def report(finished: Finished) -> None:
             self.now.recorder(finished)
             if self.now.balancer is not None:
                 self.now.balancer.say = say
                 finished = self.now.balancer.observe(finished)
-            if replanner is not None:
-                replanner.observe(finished)
+            if chooser is not None:
+                chooser.observe(finished)
             meter(finished)
 
         def moving() -> dict[str, Any]:
             shares = self.now.shares()
             facts = {} if shares is None else {"shares": shares}
-            return facts | (replanner.facts() if replanner is not None else {})
+            return facts | (chooser.facts() if chooser is not None else {})
 
         saving = self._saving(meter.flush, moving)
         hooks: Sequence[Hook] = (saving, evaluating)
         began = time.monotonic()
         try:
             with self.stop.deferred(), ExitStack() as last:
-                for each in (changes or self.now, progress, *writers, meter, replanner):
+                for each in (changes or self.now, progress, *writers, meter, chooser):
                     if hasattr(each, "close") and each is not self.tracking:
                         last.callback(each.close)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
                 if self.now.setup.options.profile is not None and self.leader:
@@ -221,13 +222,13 @@ class _Training:
                             report=report,
                             hooks=hooks,
                             stop=self._asked,
-                            pause=replanner.pause if replanner is not None else lambda step: False,
+                            pause=chooser.pause if chooser is not None else lambda step: False,
                         )
                     if outcome.reason != "paused":
                         break
                     assert changes is not None
                     state, done = outcome.state, outcome.step
-                    if changes.replanner.decide(done):
+                    if changes.chooser.decide(done):
                         self.now, state, seconds = changes.follow(self.now, state, done)
                         feed = self.now.feed(loader)
                         compile_seconds += seconds
@@ -241,13 +242,18 @@ class _Training:
             return self._stopped(outcome, saved, asked)
         return self.finish(outcome, {"train_seconds": seconds, "compile_seconds": compile_seconds})
 
-    def _replanner(self, done: int, compile_seconds: float, say: Say) -> Replanner | None:
-        """What tries other plans, where the configuration asks for it."""
+    def _chooser(self, done: int, compile_seconds: float, say: Say) -> Chooser | None:
+        """What goes over to other plans while the run trains, where the configuration asks for it."""
+        if self.run_config.plan.remat_feedback.every:
+            saved = self.store.facts(done).get("remat_feedback") if done else None
+            memory = self.now.memory()
+            used = None if memory is None else memory.used
+            return Feedback(self.now.setup, done, saved, used, compile_seconds, say)
         if not self.run_config.train.replan.enabled or self.now.setup.cluster.count == 1:
             return None
         saved = self.store.facts(done).get("replan") if done else None
         replanner = Replanner(self.now.setup, done, saved, say)
-        replanner.conductor.compiled(compile_seconds)
+        replanner.compiled(compile_seconds)
         return replanner
 
     def _kept(self, step: int, saved: bool) -> str:

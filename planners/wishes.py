@@ -13,6 +13,25 @@ REMATS = ("auto", "dp", "greedy", "lagrangian", "learned", "static", "threshold"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RematFeedback:
+    """Measured step times and peaks correct what recomputing is taken to cost, and layers may change what they keep
+    between epochs, within the same memory (eq. 13). Tokens, losses and checkpoints stay what they are.
+
+    Attributes:
+        every: steps of an epoch, at whose end that is decided; 0 never.
+        horizon: steps over which a change must be expected to win back its compilation; 0: those that are left.
+    """
+
+    every: int = 0
+    horizon: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("every", "horizon"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"plan.remat_feedback.{name}={getattr(self, name)} must not be negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
     """What the user lets the planner choose. An empty field means: the planner decides.
 
@@ -24,6 +43,7 @@ class Search:
             `static` and `threshold` are the other strategies of the paper; `none` and `full` are the same for all
             layers. Or the path of a YAML file with a list of segments: layers, save, offload, group.
         offload: let values wait in host memory too, where the link to it is known; compiled, not yet run on a GPU.
+        remat_feedback: whether what layers keep is decided anew while a run trains, by what its steps took.
         loss_chunks: pieces in which the logits are computed; 0 lets the planner decide.
         shard_optimizer: split the optimizer state over the data axis too (ZeRO-1); None lets the planner decide.
         memory_fraction: share of each device's memory that a plan may use.
@@ -41,6 +61,7 @@ class Search:
     microbatch: int | None = None
     remat: str = "auto"
     offload: bool = False
+    remat_feedback: RematFeedback = field(default_factory=RematFeedback)
     loss_chunks: int = 0
     shard_optimizer: bool | None = None
     memory_fraction: float = 0.9

@@ -36,7 +36,8 @@ class Doubt:
         own_seconds: likewise of one policy alone.
         kept: kept bytes, all policies alike; and `own_kept` of one (compiled steps: within a few per cent).
         beyond: bytes that every mix needs beyond the prediction, as a share of the first peak.
-        steady: spread between two visits to one plan that no number of steps removes (planners.md 5, rule 5).
+        steady: spread between two epochs of one mix that no number of steps removes (planners.md 5, rule 5), before
+            two were seen.
         noise: spread of one step time before any was seen.
         bytes: relative error of a peak read off a compiled program, for what is linear here and not there.
     """
@@ -84,18 +85,20 @@ class RematCosts:
     """Seconds and bytes of each policy as they are believed.
 
     Args:
-        policies: what a layer may do, as predicted.
+        policies: what a layer may do, as predicted; their seconds are those of a whole step.
         base: predicted seconds of a step without any recomputation.
-        microbatches: how often a step runs each layer, by which the seconds of a policy are multiplied.
         doubt: how wrong predictions may be.
     """
 
-    def __init__(self, policies: Sequence[Policy], base: float, microbatches: int = 1, doubt: Doubt | None = None):
+    def __init__(self, policies: Sequence[Policy], base: float, doubt: Doubt | None = None):
         self.policies = tuple(sorted(policies, key=lambda each: (each.seconds, -each.kept)))
         self.keys = [key(each) for each in self.policies]
-        self.base, self.microbatches, self.doubt = base, microbatches, doubt or Doubt()
+        self.base, self.doubt = base, doubt or Doubt()
         self.unit: float | None = None
         self.measured = 0
+        # What is known of the spread between epochs: two pseudo-pairs of the assumed one, and the pairs that were seen.
+        self.pairs, self.apart = 2.0, 2 * self.doubt.steady**2
+        self.last: dict[str, float] = {}
         count, doubts = len(self.policies), self.doubt
         self.again = np.array([each.seconds for each in self.policies], float)
         own, alike = np.full(count, doubts.own_seconds**2), np.full((count, count), doubts.seconds**2)
@@ -116,7 +119,7 @@ class RematCosts:
 
     def _weights(self, runs: Sequence[Run]) -> np.ndarray:
         """What the seconds of a step are, as a combination of base and factors: float [1 + policies]."""
-        return np.concatenate([[self.base], self.microbatches * self.layers(runs) * self.again])
+        return np.concatenate([[self.base], self.layers(runs) * self.again])
 
     def learn_seconds(self, runs: Sequence[Run], seconds: Sequence[float]) -> float:
         """Learns from the steps of an epoch under a mix; their median."""
@@ -127,10 +130,18 @@ class RematCosts:
             self.unit = median / float(weights.sum())
         spread = (2 * doubt.noise**2 + float(np.sum((values / median - 1.0) ** 2))) / (len(values) + 1)
         # The variance of a median is pi / 2 times that of a mean.
-        share = 0.5 * np.pi * spread / len(values) + doubt.steady**2
+        share = 0.5 * np.pi * spread / len(values) + self._between(str(self.layers(runs).tolist()), median)
         self.time.learn(weights, median / self.unit, share * (median / self.unit) ** 2)
         self.measured += 1
         return median
+
+    def _between(self, mix: str, median: float) -> float:
+        """Variance between epochs of one mix, as a share: half of the squared difference of two that follow."""
+        if mix in self.last:
+            self.pairs += 1
+            self.apart += 0.5 * float(np.log(median / self.last[mix])) ** 2
+        self.last[mix] = median
+        return self.apart / self.pairs
 
     def learn_peak(self, problem: Problem, runs: Sequence[Run], peak: float) -> None:
         """Learns from the peak of a mix: bytes, counted as the problem's budget is."""
@@ -190,6 +201,7 @@ class RematCosts:
             "policies": [each.name for each in self.policies],
             "unit": self.unit,
             "measured": self.measured,
+            "between": [self.pairs, self.apart, self.last],
             "time": self.time.to_json(),
             "room": self.room.to_json(),
         }
@@ -199,6 +211,7 @@ class RematCosts:
         if saved["policies"] != [each.name for each in self.policies]:
             raise ValueError("the saved costs are those of other policies")
         self.unit, self.measured = saved["unit"], saved["measured"]
+        self.pairs, self.apart, self.last = saved["between"]
         self.time, self.room = Gaussian.restore(saved["time"]), Gaussian.restore(saved["room"])
 
 

@@ -9,7 +9,7 @@ from planners.plan import Plan, PlanError, Segment, Workload, describe
 from planners.prices.assumptions import Assumptions
 from planners.prices.cost import price
 from planners.remat.solvers import SOLVERS
-from planners.space.mixes import Blocks, between, ends_of, problem
+from planners.space.mixes import Blocks, Ends, between, ends_of, problem
 from planners.wishes import Search
 
 
@@ -37,18 +37,7 @@ def remat_strategies(
     if not workload.operations:
         return []
     a = assumptions or Assumptions()
-    zero = plan.rules.optimizer != plan.rules.parameters
-    both = Candidates.of(
-        plan.mesh,
-        microbatch=plan.batch.microbatch,
-        remat=range(len(REMATS)),
-        loss_chunks=plan.compile.loss_chunks,
-        zero=zero,
-        virtual=plan.schedule.virtual,
-    )
-    prices = price(workload, cluster, both, unroll=plan.compile.unroll, assumptions=a)
-    rows = {name: prices.prediction(index) for index, name in enumerate(REMATS)}
-    ends = ends_of(workload, both.take([0]), rows["none"], rows["full"])  # pyright: ignore[reportArgumentType]
+    ends = ends_of_plan(plan, workload, cluster, a)
     blocks = Blocks(workload, cluster.device, search, a)
     budget = cluster.device.memory * search.fraction(cluster.device.memory)
     found = []
@@ -76,6 +65,21 @@ def remat_strategies(
             )
         )
     return found
+
+
+def ends_of_plan(plan: Plan, workload: Workload, cluster: Cluster, a: Assumptions) -> Ends:
+    """The mesh, microbatch and loss chunks of a plan without any recomputation and with all of it."""
+    both = Candidates.of(
+        plan.mesh,
+        microbatch=plan.batch.microbatch,
+        remat=range(len(REMATS)),
+        loss_chunks=plan.compile.loss_chunks,
+        zero=plan.rules.optimizer != plan.rules.parameters,
+        virtual=plan.schedule.virtual,
+    )
+    prices = price(workload, cluster, both, unroll=plan.compile.unroll, assumptions=a)
+    rows = {name: prices.prediction(index) for index, name in enumerate(REMATS)}
+    return ends_of(workload, both.take([0]), rows["none"], rows["full"])  # pyright: ignore[reportArgumentType]
 
 
 def strategies_table(strategies: list[Strategy]) -> str:
