@@ -47,7 +47,12 @@ def across(move: str, codes: tuple[jax.Array, ...], axis: str) -> tuple[jax.Arra
 
 
 def two_shot(
-    rows: jax.Array, axis: str, codec: Codec, owner: jax.Array | None = None, key: jax.Array | None = None
+    rows: jax.Array,
+    axis: str,
+    codec: Codec,
+    owner: jax.Array | None = None,
+    key: jax.Array | None = None,
+    alive: jax.Array | None = None,
 ) -> Exchanged:
     """Codes to the owners of their rows, a sum in float32 there, and codes of the mean back to all.
 
@@ -57,15 +62,22 @@ def two_shot(
         codec: of both legs.
         owner: float32 [n], what is still owed to the mean of this worker's row from steps before.
         key: for stochastic rounding, another one on each worker; None rounds to nearest.
+        alive: truths [H, n], the same on all workers: what is false is sent by no worker and stays exactly zero, also
+            through a codec that cannot say zero (rule S13).
     """
     first, second = (None, None) if key is None else jax.random.split(key)
-    codes = codec.encode(rows, first)
-    sent = codec.decode(codes)
-    mean = jnp.sum(codec.decode(across("all_to_all", codes, axis)), axis=0) / rows.shape[0]
+    here = jax.lax.axis_index(axis)
+    keep = lambda x, mask: x if alive is None else jnp.where(mask, x, 0.0)
+    mine = None if alive is None else alive[here]
+    codes = codec.encode(keep(rows, alive), first)
+    sent = keep(codec.decode(codes), alive)
+    everyone = codec.decode(across("all_to_all", codes, axis))
+    mean = keep(jnp.sum(everyone, axis=0) / rows.shape[0], mine)
     if owner is not None:
         mean = mean + owner
-    codes = codec.encode(mean, second)
-    return Exchanged(codec.decode(across("all_gather", codes, axis)), sent, mean - codec.decode(codes))
+    codes = codec.encode(keep(mean, mine), second)
+    decoded = keep(codec.decode(across("all_gather", codes, axis)), alive)
+    return Exchanged(decoded, sent, mean - keep(codec.decode(codes), mine))
 
 
 LEVELS = 127

@@ -19,38 +19,6 @@ Report = Callable[[jax.Array], Mapping[str, Any]]
 """What a step reports beside its own metrics, from its number."""
 
 
-def global_gradients(
-    objective: Objective, sync: GradSync, model: M, batch: Any, key: jax.Array, state: Any
-) -> tuple[Metrics, M, Any]:
-    """Sums to report, gradient of the mean loss per unit of weight, and the new sync state.
-
-    `batch` leaves are [accumulation, sequences, ...]; microbatches are added up by a scan, in float32.
-    """
-    first = jax.tree.leaves(batch)[0]
-    if first.shape[0] == 1:
-        piece = jax.tree.map(lambda leaf: leaf[0], batch)
-        (total, sums), gradients, state = sync.value_and_grad(objective, model, piece, key, state)
-        sums = sums | {"loss": total}
-    else:
-
-        def add(carry: Any, item: Any) -> tuple[Any, None]:
-            sums, gradients, state = carry
-            index, piece = item
-            value, more, state = sync.value_and_grad(objective, model, piece, jax.random.fold_in(key, index), state)
-            new = (value[1] | {"loss": value[0]}, more)
-            sums, gradients = jax.tree.map(jnp.add, (sums, gradients), new)
-            return (sums, gradients, state), None
-
-        piece = jax.tree.map(lambda leaf: leaf[0], batch)
-        shapes = jax.eval_shape(lambda m, b: objective(m, b, key), model, piece)
-        sums = {name: jnp.zeros(s.shape, s.dtype) for name, s in (shapes[1] | {"loss": shapes[0]}).items()}
-        carry = (sums, jax.tree.map(jnp.zeros_like, model), state)
-        (sums, gradients, state), _ = jax.lax.scan(add, carry, (jnp.arange(first.shape[0]), batch))
-    with jax.named_scope("mean_gradient"):
-        weight = jnp.maximum(sums["weight"], 1.0)
-        return sums, jax.tree.map(lambda g: g / weight, gradients), state
-
-
 def make_train_step(
     objective: Objective,
     tx: optax.GradientTransformation,
@@ -61,15 +29,16 @@ def make_train_step(
 ) -> Step[Any]:
     """Returns `step(state, batch) -> (state, metrics)`, ready for jit with the state donated.
 
-    Metrics: those of `update`, `batch` (its hash, uint32 [2], see data/fingerprint.py), and what `report(step)` adds
-    (learning rate). Randomness depends on the seed and the step alone, so a resumed run draws the same numbers.
+    Metrics: those of `update`, what the exchange of gradients reports, `batch` (its hash, uint32 [2], see
+    data/fingerprint.py), and what `report(step)` adds (learning rate). Randomness depends on the seed and the step
+    alone, so a resumed run draws the same numbers.
     """
 
     def step(state: TrainState[Any], batch: Any) -> tuple[TrainState[Any], Metrics]:
         key = step_key(seed, state.step)
-        sums, gradients, sync_state = global_gradients(objective, sync, state.model, batch, key, state.sync)
-        after, metrics = update(state, tx, sums, gradients, sync_state)
-        return after, {**metrics, "batch": fingerprint(batch, jnp), **report(state.step)}
+        synced = sync.gradients(objective, state.model, batch, key, state.sync, state.step)
+        after, metrics = update(state, tx, synced.sums, synced.gradients, synced.state)
+        return after, {**metrics, **synced.report, "batch": fingerprint(batch, jnp), **report(state.step)}
 
     return step
 

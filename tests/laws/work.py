@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.collectives.sync import Implicit
@@ -12,7 +13,6 @@ from jaxlm.model.config import ModelConfig
 from jaxlm.model.loss import next_token
 from jaxlm.model.transformer import Execution, Transformer
 from jaxlm.sharding import Rules, batch_sharding, make_mesh, shardings
-from jaxlm.trainer.step import global_gradients
 from jaxlm.tree import from_named, named_leaves
 from planners.layout import rules
 from planners.plan import MESH_AXES, Batch, Compile, Plan, Segment
@@ -86,8 +86,8 @@ def _prepared(
     pieces = {name: jax.device_put(value.reshape(cut), batch_sharding(mesh)) for name, value in batch.items()}
 
     def gradients(model: Transformer, pieces: dict[str, jax.Array]):
-        sums, grads, _ = global_gradients(next_token, Implicit(), model, pieces, jax.random.key(0), ())
-        return sums["loss"] / sums["weight"], grads
+        synced = Implicit().gradients(next_token, model, pieces, jax.random.key(0), (), jnp.zeros((), jnp.int32))
+        return synced.sums["loss"] / synced.sums["weight"], synced.gradients
 
     return jax.jit(gradients, out_shardings=(None, places)), (model, pieces)
 

@@ -25,7 +25,7 @@ from jaxlm.model.transformer import Execution, Transformer
 from jaxlm.sharding import Rules, batch_sharding, make_mesh, replicated, shardings
 from jaxlm.trainer.loop import train
 from jaxlm.trainer.state import init_state
-from jaxlm.trainer.step import global_gradients, make_train_step
+from jaxlm.trainer.step import make_train_step
 from jaxlm.tree import from_named, named_leaves
 from planners.layout import rules
 from planners.machines.presets import local_cluster
@@ -188,8 +188,8 @@ def loss_and_gradients(plan: Plan, config: ModelConfig) -> tuple[float, dict[str
         pieces = on_mesh(documents(1), plan, mesh)
 
         def gradients(model: Classifier, pieces: dict[str, jax.Array]):
-            sums, grads, _ = global_gradients(classify, Implicit(), model, pieces, jax.random.key(0), ())
-            return sums["loss"] / sums["weight"], grads
+            synced = Implicit().gradients(classify, model, pieces, jax.random.key(0), (), jnp.zeros((), jnp.int32))
+            return synced.sums["loss"] / synced.sums["weight"], synced.gradients
 
         loss, grads = jax.jit(gradients, out_shardings=(None, places))(model, pieces)
     return float(loss), {name: np.asarray(leaf) for name, leaf in named_leaves(grads).items()}
