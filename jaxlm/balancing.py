@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxlm.trainer.loop import Finished
-from planners.balance import Shares, begin, observe, resume
+from planners.balance import Shares, begin, forget, observe, resume
 from planners.plan import Plan
 
 
@@ -48,6 +48,10 @@ class Balancer:
                 f"before {_text(before.microbatches)} microbatches (alpha {_percent(self.shares.alpha)})"
             )
         return dataclasses.replace(finished, vectors={**finished.vectors, "alpha": self.shares.alpha})
+
+    def machine_changed(self) -> None:
+        """What was measured so far says nothing any more; every process calls it after the same step."""
+        self.shares = forget(self.shares)
 
     def to_json(self) -> dict[str, Any]:
         return self.shares.to_json()

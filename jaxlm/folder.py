@@ -67,6 +67,11 @@ class Folder:
         return self.path / "tokenizer.model"
 
     @property
+    def hosts(self) -> Path:
+        """Logs, signs of life and reports of each host, `K.log` and `K.json`, and `events.jsonl`."""
+        return self.path / "hosts"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -118,6 +118,10 @@ class Replanner:
             return
         self.ready, self.alarm = probing, not probing
 
+    def machine_changed(self) -> None:
+        """Asks for a decision at the next log line, unless one is due anyway."""
+        self.alarm = self.alarm or not self.conductor.probing
+
     def pause(self, step: int) -> bool:
         """Whether a decision is due after this step; the same on every process. They agree at each log line."""
         if self.ready:

@@ -33,6 +33,7 @@ from jaxlm.replan import Replanner
 from jaxlm.running import Running, running
 from jaxlm.runtime.distributed import start
 from jaxlm.runtime.lock import run_lock
+from jaxlm.runtime.monitor import Monitor
 from jaxlm.runtime.peers import Peers
 from jaxlm.session import Session, described_machine, expected_vocab, local_machine, numerics, resolve, workload_of
 from jaxlm.setup import Options, Setup, resume_command
@@ -48,6 +49,7 @@ from jaxlm.trainer.state import TrainState
 from jaxlm.trainer.stop import Asked, Interrupted, StopSignal, never
 from jaxlm.trainer.tracking import WeightsAndBiases, require_tracking
 from jaxlm.tree import named_leaves
+from jaxlm.watching import monitor_of, note, react
 from planners.explain import explain
 
 Say = Callable[[str], None]
@@ -114,14 +116,15 @@ def _begin(run: Run, directory: Path, options: Options, stop: StopSignal) -> int
             if leader:
                 folder.make()
                 lock.enter_context(run_lock(directory))
-            return _train(setup, stop, say)
+            return _train(setup, stop, say, lock.enter_context(monitor_of(setup, say)))
     except DiskFull as error:
         raise Stopped(str(error), f"Make room, then resume: {resume_command(setup)}") from error
 
 
-def _train(setup: Setup, stop: StopSignal, say: Say) -> int:
+def _train(setup: Setup, stop: StopSignal, say: Say, monitor: Monitor) -> int:
     run, folder, leader = setup.run, setup.folder, jax.process_index() == 0
-    corpus = prepare(run.data, show_progress() if leader else silent)
+    with monitor.phase("prepares data"):
+        corpus = prepare(run.data, show_progress() if leader else silent)
     say("\n".join(corpus.report.lines()))
     session = Session(run, resolve(run, corpus.tokenizer.vocab), setup.how, setup.plan)
     with (
@@ -135,7 +138,7 @@ def _train(setup: Setup, stop: StopSignal, say: Say) -> int:
             write_whole(folder.explanation, (explain(setup.plan, setup.cluster) + "\n").encode())
             write_whole(folder.tokenizer, corpus.tokenizer.model)
         shares = store.facts(done).get("shares") if done else None
-        training = _Training(running(setup, session, corpus, shares), corpus, store, stop, say)
+        training = _Training(running(setup, session, corpus, shares), corpus, store, stop, say, monitor)
         if done < run.train.steps:
             return training.run(state, done)
         if folder.finished() == done:
@@ -152,8 +155,8 @@ class _Training:
     `now`: what runs under the plan that is followed at the moment.
     """
 
-    def __init__(self, now: Running, corpus: Corpus, store: Store, stop: StopSignal, say: Say):
-        self.now, self.corpus, self.store = now, corpus, store
+    def __init__(self, now: Running, corpus: Corpus, store: Store, stop: StopSignal, say: Say, monitor: Monitor):
+        self.now, self.corpus, self.store, self.monitor = now, corpus, store, monitor
         self.stop, self.say, self.again = stop, say, now.setup.options.again
         self.run_config, self.folder = now.setup.run, now.setup.folder
         self.leader = jax.process_index() == 0
@@ -173,7 +176,8 @@ class _Training:
         run = self.run_config
         loader = Loader(self.corpus.training(run.data), run.train.batch, run.data.sequence, run.data.mode, run.seed)
         feed = self.now.feed(loader)
-        compile_seconds = self.now.compile(feed[done], self.say)
+        with self.monitor.phase("compiles"):
+            compile_seconds = self.now.compile(feed[done], self.say)
         self.say(loader.describe(run.train.steps))
         progress = Progress(done, run.train.steps) if self.leader else None
         writers = self._writers(done, progress)
@@ -184,6 +188,7 @@ class _Training:
         changes = None if chooser is None else Changes(chooser, self.now, self.corpus, loader, self.meshes, say)
 
         def report(finished: Finished) -> None:
+            note(self.monitor, finished)
             self.now.recorder(finished)
             if self.now.balancer is not None:
                 self.now.balancer.say = say
@@ -198,7 +203,7 @@ class _Training:
             return facts | (chooser.facts() if chooser is not None else {})
 
         saving = self._saving(meter.flush, moving)
-        hooks: Sequence[Hook] = (saving, evaluating)
+        hooks: Sequence[Hook] = self.monitor.around((saving, evaluating))
         began = time.monotonic()
         try:
             with self.stop.deferred(), ExitStack() as last:
@@ -215,13 +220,13 @@ class _Training:
                         outcome = run_loop(
                             state,
                             step=self.now.step,
-                            batches=batches,
+                            batches=self.monitor.batches(batches, done),
                             start=done,
                             steps=run.train.steps,
                             tensors=list(named_leaves(self.now.session.abstract.model)),
                             report=report,
                             hooks=hooks,
-                            stop=self._asked,
+                            stop=lambda step: self._asked(step, chooser),
                             pause=chooser.pause if chooser is not None else lambda step: False,
                         )
                     if outcome.reason != "paused":
@@ -229,7 +234,8 @@ class _Training:
                     assert changes is not None
                     state, done = outcome.state, outcome.step
                     if changes.chooser.decide(done):
-                        self.now, state, seconds = changes.follow(self.now, state, done)
+                        with self.monitor.phase("changes the plan"):
+                            self.now, state, seconds = changes.follow(self.now, state, done)
                         feed = self.now.feed(loader)
                         compile_seconds += seconds
                 seconds = time.monotonic() - began
@@ -260,10 +266,11 @@ class _Training:
         where = f"state after step {step} saved" if saved else "nothing saved: checkpoint.enabled is false"
         return f"{where}. Resume: {self._resume()}"
 
-    def _asked(self, step: int) -> int | None:
+    def _asked(self, step: int, chooser: Chooser | None) -> int | None:
         """A signal to stop, if any process got one; several processes agree at each log line."""
         if jax.process_count() > 1 and step % self.run_config.train.log_every:
             return None
+        react(self.monitor, self.now.balancer, chooser)
         return self.stop.agreed()
 
     def _saving(self, report: Callable[[], None], moving: Callable[[], dict[str, Any]]) -> Saving:
@@ -281,7 +288,7 @@ class _Training:
     def _writers(self, done: int, progress: Progress | None) -> list[Any]:
         if progress is None:
             return []
-        writers: list[Any] = [progress, JsonLines(self.folder.metrics, keep=done)]
+        writers: list[Any] = [self.monitor.complete, progress, JsonLines(self.folder.metrics, keep=done)]
         if self.run_config.train.tensorboard:
             writers.append(TensorBoard(self.folder.tensorboard, keep=done))
         if self.tracking is not None:
@@ -377,6 +384,7 @@ class _Training:
                 "gzip_bits_per_byte": gzip,
                 "split": self.now.judge.split,
                 **seconds,
+                **self.monitor.summary(),
                 "tokens_per_second": records[-1]["tokens_per_second"],
                 "parameters": self.now.setup.workload.parameter_count,
                 "plan": plan.summary(),

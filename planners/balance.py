@@ -138,6 +138,11 @@ def resume(balance: Balance, saved: Mapping[str, Any], replicas: int, total: int
     return shares if replicas != len(microbatches) else dataclasses.replace(shares, measured=measured)
 
 
+def forget(shares: Shares) -> Shares:
+    """The same shares, to be judged by measurements from now on: the speed of a replica is known to have changed."""
+    return dataclasses.replace(shares, measured=())
+
+
 def observe(balance: Balance, shares: Shares, tokens_per_second: Sequence[float] | np.ndarray) -> Shares:
     """The shares after one more step, in which each replica computed at `tokens_per_second` while it was computing.
 

@@ -19,7 +19,7 @@ class CheckpointConfig:
 
     Attributes:
         enabled: write checkpoints; with false nothing is written and a run cannot be resumed.
-        every_steps: save after each multiple of this many steps; null: not by steps.
+        every_steps: save after each multiple of this many steps, the N of the paper's section 3.4; null: not by steps.
         every_seconds: save when the last save is this many seconds ago; null: not by time.
         keep_last: how many of the newest checkpoints stay on disk; at least 1.
         keep_every: also keep each checkpoint whose step is a multiple of this, for ever; null: none.
@@ -28,7 +28,7 @@ class CheckpointConfig:
     """
 
     enabled: bool = True
-    every_steps: int | None = None
+    every_steps: int | None = 2000
     every_seconds: float | None = 600.0
     keep_last: int = 2
     keep_every: int | None = None

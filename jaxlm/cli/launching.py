@@ -76,17 +76,26 @@ class Local(Launching):
     """Try a host that was left out again after this many seconds; default only when its .down file is removed."""
     dead_after: float = 60.0
     """Seconds without a sign of life after which a process of the job counts as dead."""
+    silent_after: float = 20.0
+    """Seconds without a sign of life after which a host is taken to hang, named, and the job retried."""
+    stall_factor: float = 20.0
+    """Likewise when no host takes a step in this many times the median step,"""
+    stall_seconds: float = 30.0
+    """and in this many seconds at least."""
     json: bool = False
     """One JSON object as the last line."""
 
     def run(self) -> int:
         from jaxlm.runtime.launch import Launch, free_port, launch, local_gpus
+        from jaxlm.runtime.watchdog import Patience
 
         if self.platform not in ("auto", "cpu", "gpu"):
             raise Refused(f"--platform {self.platform} must be auto, cpu or gpu")
         _, run, directory = self.training()
         if self.devices < 1 or self.retries < 0 or not 1 <= self.min_hosts <= self.hosts:
             raise Refused("--devices must be positive, --retries not negative, --min-hosts in 1..--hosts")
+        if min(self.silent_after, self.stall_factor, self.stall_seconds) < 2:
+            raise Refused("--silent-after, --stall-factor and --stall-seconds must be at least 2")
         gpus = () if self.platform == "cpu" else local_gpus(os.environ)
         if self.platform == "gpu" and not gpus:
             raise Refused("--platform gpu, but there is no NVIDIA GPU here")
@@ -103,6 +112,7 @@ class Local(Launching):
             fewest=self.min_hosts,
             back_after=self.back_after,
             dead_after=self.dead_after,
+            patience=Patience(silent=self.silent_after, factor=self.stall_factor, least=self.stall_seconds),
             again=f"{again()} launch local --hosts {self.hosts} --devices {self.devices}",
         )
         if self.dry_run:

@@ -17,6 +17,8 @@ from types import FrameType
 
 from jaxlm.runtime.distributed import LAUNCHED
 from jaxlm.runtime.hosts import Ended, HostCommand, Hosts
+from jaxlm.runtime.monitor import HOST
+from jaxlm.runtime.watchdog import Patience, Watchdog
 
 Say = Callable[[str], None]
 
@@ -42,6 +44,7 @@ class Launch:
         fewest: hosts below which the job does not go on.
         back_after: seconds after which a host that was left out for failing is tried again; None: never by itself.
         dead_after: seconds without a sign of life after which the processes declare one of them dead themselves.
+        patience: how long nothing may happen before the job is taken to hang.
         again: how a person starts such a job again, without configuration and run directory.
     """
 
@@ -56,6 +59,7 @@ class Launch:
     back_after: float | None = None
     dead_after: float = 60.0
     again: str = "jaxlm launch local"
+    patience: Patience = Patience()
 
     @property
     def folder(self) -> Path:
@@ -83,7 +87,7 @@ class Launch:
         return made
 
     def _environment(self, host: int) -> dict[str, str]:
-        common = {"PYTHONUNBUFFERED": "1", LAUNCHED: self.again}
+        common = {"PYTHONUNBUFFERED": "1", LAUNCHED: self.again, HOST: str(host)}
         if self.gpus:
             each = self.devices_each
             return common | {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus[host * each : (host + 1) * each])}
@@ -194,6 +198,7 @@ def launch(job: Launch, say: Say) -> Result:
 def _attempt(job: Launch, hosts: list[int], attempt: int, absent: Absent, received: list[int]) -> tuple[Ended, bool]:
     """One start of these hosts; whether it was ended because another set of hosts is there."""
     moved, passed, looked = False, 0, time.monotonic()
+    watchdog = Watchdog(job.folder, hosts, job.patience)
     with Hosts(job.commands(hosts, free_port()), title=f"attempt {attempt}") as running:
 
         def watch() -> None:
@@ -204,6 +209,9 @@ def _attempt(job: Launch, hosts: list[int], attempt: int, absent: Absent, receiv
             if time.monotonic() - looked < 0.5:
                 return
             looked = time.monotonic()
+            if (hangs := watchdog()) is not None:
+                running.hung(*hangs)
+                return
             if job.back_after is not None:
                 absent.forgive(job.back_after)
             wanted = job.usable(absent.there())

@@ -45,6 +45,7 @@ class TrainConfig:
         tensorboard: whether to write TensorBoard events into the run directory.
         wandb: project at Weights & Biases that the same records go to, with the extra `tracking`; null sends nothing.
         replan: whether and how other plans are tried while the run trains.
+        monitor: whether each host reports its steps, its waits and its hardware into `hosts/` of the run directory.
         compilation_cache: whether compiled programs are kept on disk for the next start.
     """
 
@@ -57,6 +58,7 @@ class TrainConfig:
     tensorboard: bool = True
     wandb: str | None = None
     replan: ReplanConfig = field(default_factory=ReplanConfig)
+    monitor: bool = True
     compilation_cache: bool = True
 
     def __post_init__(self) -> None:

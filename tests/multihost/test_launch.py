@@ -127,3 +127,21 @@ def test_the_processes_find_each_other_by_the_variables_of_slurm(tmp_path):
     assert len(losses(run)) == 3
     alone = finish(start(command, home=tmp_path), 2)
     assert "--coordinator auto: JAX finds no job of SLURM, MPI or Kubernetes" in alone
+
+
+@pytest.mark.slow
+def test_a_host_that_is_stopped_is_named_killed_and_the_run_goes_on(tmp_path):
+    config, run = write_config(tmp_path), tmp_path / "run"
+    more = [*EXACT, "--train.steps", "30"]
+    finish(start(["train", config, "--run-dir", tmp_path / "undisturbed", *more], home=tmp_path))
+    command = ["launch", "local", config, "--hosts", "2", "--run-dir", run, "--silent-after", "8", "--json", *more]
+    launcher = start(command, home=tmp_path)
+    wait_for_step(run, 7, launcher)
+    victim = children(launcher)[1]
+    os.kill(victim, signal.SIGSTOP)
+    output = finish(launcher)
+    (failure,) = json.loads(output.splitlines()[-1])["failures"]
+    assert failure["host"] == 1
+    assert "it has given no sign of life for" in failure["why"]
+    assert not Path(f"/proc/{victim}").exists()
+    assert_same_run(run, tmp_path / "undisturbed", 30)

@@ -1,0 +1,175 @@
+"""What the reports of all hosts say together: who is hot, held back, late with its data, slow, or has bad memory.
+
+Collectives make every host as slow as the slowest, so step times tell nothing of who that is. What does: the time that
+a host waits for its own data, the processor time that equal work costs it, the seconds that each replica measured of
+itself (`plan.balance`), and its hardware.
+"""
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+HOT = 85.0
+"""Degrees Celsius above which a device counts as hot where the hardware does not name its own limit."""
+
+HELD_BACK = 0.7
+"""Fraction of the highest clock below which a device that computes is held back."""
+
+BEHIND = 1.5
+"""How many times the median of the others a host's own time must be for it to count as a straggler."""
+
+NOTICEABLE = 0.1
+"""Fraction of the step that is lost at least before anybody is bothered."""
+
+EVIDENCE = 5
+"""Reports in a row that must say so."""
+
+SAMPLES = 5
+"""Steps before a host's times mean anything: the first ones warm up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened to a host, or is over.
+
+    Attributes:
+        kind: hot, clock, ecc, straggler, data or replica.
+        host: which.
+        over: whether it has ended.
+        value: what was measured, in the unit of the sentence.
+        slows: whether devices are now faster or slower than before, so that shares and plans should be measured anew.
+        sentence: for a person.
+    """
+
+    kind: str
+    host: int
+    over: bool
+    value: float
+    slows: bool
+    sentence: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Judge:
+    """Calls out each finding once when it begins and once when it ends; `evidence` reports in a row must agree."""
+
+    def __init__(self, evidence: int = EVIDENCE):
+        self.evidence = evidence
+        self.current: set[tuple[str, int]] = set()
+        self._agreeing: dict[tuple[str, int], int] = {}
+        self._beats: dict[int, int] = {}
+        self._ecc: dict[int, int] = {}
+
+    def __call__(self, reports: Sequence[Mapping[str, Any]]) -> list[Event]:
+        """The events of this round; reports that are not newer than the last ones do not count again."""
+        fresh = {report["host"] for report in reports if self._beats.get(report["host"]) != report["beat"]}
+        self._beats |= {report["host"]: report["beat"] for report in reports}
+        found = {(kind, host): (value, text) for kind, host, value, text in self._findings(reports)}
+        events = []
+        for key in set(found) | set(self._agreeing) | self.current:
+            if key[1] not in fresh:
+                continue
+            (kind, host), agrees = key, key in found
+            if kind not in _MOMENTARY:
+                if agrees == (key in self.current):
+                    self._agreeing.pop(key, None)
+                    continue
+                self._agreeing[key] = self._agreeing.get(key, 0) + 1
+                if self._agreeing[key] < self.evidence:
+                    continue
+                self._agreeing.pop(key)
+                self.current ^= {key}
+            value, text = found[key] if agrees else (0.0, f"{_WORDS[kind]} no longer")
+            events.append(
+                Event(
+                    kind=kind,
+                    host=host,
+                    over=not agrees,
+                    value=value,
+                    slows=kind in ("hot", "clock", "replica"),
+                    sentence=f"host {host} {text}",
+                )
+            )
+        return sorted(events, key=lambda event: (event.host, event.kind))
+
+    def _findings(self, reports: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, int, float, str]]:
+        for report in reports:
+            yield from self._hardware(report)
+        steps = [report["step_seconds"]["median"] for report in reports if report["finished"] and _settled(report)]
+        if not steps:
+            return
+        step = statistics.median(steps)
+        for report in reports:
+            data = report["data_seconds"]["median"]
+            if _settled(report) and data is not None and data > 2 * NOTICEABLE * step:
+                text = f"waits for data {data:.3g} s of each step of {step:.3g} s"
+                yield "data", report["host"], data, text
+        yield from _behind(reports, step)
+        yield from _replicas(reports)
+
+    def _hardware(self, report: Mapping[str, Any]) -> Iterator[tuple[str, int, float, str]]:
+        host, hardware = report["host"], report["hardware"]
+        limit = hardware.get("limit", HOT)
+        if (heat := hardware.get("temperature")) is not None and heat >= limit:
+            yield "hot", host, heat, f"is hot: {heat:.0f} C, its limit is {limit:.0f} ({hardware['source']})"
+        clock = hardware.get("clock")
+        if clock is not None and clock < HELD_BACK and report["phase"] == "step":
+            yield "clock", host, clock, f"is held back: its clock is at {clock:.0%} ({hardware['source']})"
+        if (errors := hardware.get("ecc")) is not None:
+            before = self._ecc.setdefault(host, errors)
+            self._ecc[host] = errors
+            if errors > before:
+                yield "ecc", host, errors - before, f"has {errors - before} new uncorrected memory errors"
+
+
+_MOMENTARY = ("ecc",)
+"""Findings that last no time, and are events as they are."""
+
+_WORDS = {
+    "hot": "is hot",
+    "clock": "is held back",
+    "straggler": "is behind the others",
+    "data": "waits for data",
+    "replica": "computes slower than the others",
+}
+
+
+def _settled(report: Mapping[str, Any]) -> bool:
+    return report["step_seconds"]["count"] >= SAMPLES
+
+
+def _behind(reports: Sequence[Mapping[str, Any]], step: float) -> Iterator[tuple[str, int, float, str]]:
+    """Hosts whose own time, for data and on the processor, is far above that of the others."""
+    own = {
+        report["host"]: (report["data_seconds"]["median"] or 0.0) + (report["cpu_seconds"]["median"] or 0.0)
+        for report in reports
+        if _settled(report)
+    }
+    for host, seconds in own.items():
+        others = [value for other, value in own.items() if other != host]
+        if not others:
+            continue
+        usual = statistics.median(others)
+        if seconds > BEHIND * usual and seconds - usual > NOTICEABLE * step:
+            text = f"is behind the others: {seconds:.3g} s of its own in each step, they {usual:.3g} s"
+            yield "straggler", host, seconds, text
+
+
+def _replicas(reports: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, int, float, str]]:
+    """Hosts with a replica that measured itself slower; replicas are dealt to processes in order."""
+    if not reports:
+        return
+    seconds = list(reports[0]["replica_seconds"])
+    if len(seconds) < 2 or len(seconds) % len(reports):
+        return
+    each = len(seconds) // len(reports)
+    for report in reports:
+        own = seconds[report["process"] * each : (report["process"] + 1) * each]
+        others = [value for i, value in enumerate(seconds) if i // each != report["process"]]
+        if own and others and max(own) > BEHIND * statistics.median(others):
+            usual = statistics.median(others)
+            text = f"computes slower than the others: {max(own):.3g} s a microbatch, they {usual:.3g} s"
+            yield "replica", report["host"], max(own), text

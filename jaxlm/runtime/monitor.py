@@ -1,0 +1,281 @@
+"""The agent of one host: what it does now, how long its steps and its waits for data take, what its hardware says.
+
+It writes one small file, `RUN/hosts/K.json`, about every second: a sign of life for the launcher, and a report for
+process 0, which judges the reports of all (`events`). It takes part in no collective, so it tells of a host that hangs
+in one.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import psutil
+
+from jaxlm.runtime.events import Event, Judge
+from jaxlm.runtime.histogram import Histogram
+from jaxlm.runtime.sensors import Injected, Sensors, find
+
+T = TypeVar("T")
+
+HOST = "JAXLM_HOST"
+"""The environment variable in which a launcher numbers its hosts; process K is host K without it."""
+
+WAITING, STEPPING = "waits for data", "step"
+
+
+@dataclass
+class _State:
+    """What the training thread leaves for the agent's."""
+
+    phase: str = "starts"
+    step: int = 0
+    since: float = 0.0
+    finished: int = 0
+    steps: Histogram = field(default_factory=Histogram)
+    data: Histogram = field(default_factory=Histogram)
+    cpu: Histogram = field(default_factory=Histogram)
+    replicas: tuple[float, ...] = ()
+
+
+class Monitor:
+    """Use as a context around training; the methods are called by the training thread.
+
+    Args:
+        folder: `RUN/hosts`.
+        process: of the job; process 0 judges the reports of all.
+        processes: of the job.
+        period: seconds between two reports.
+        sensors: of this host; by default the best that are found.
+        enabled: whether anything is read and written at all.
+        say: is told of events, on process 0.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        process: int,
+        processes: int,
+        *,
+        period: float = 1.0,
+        sensors: Sensors | None = None,
+        enabled: bool = True,
+        say: Callable[[str], None] = lambda text: None,
+    ):
+        self.host = int(os.environ.get(HOST, process))
+        self.folder, self.process, self.processes, self.period, self.say = folder, process, processes, period, say
+        self.enabled = enabled
+        self.file = folder / f"{self.host}.json"
+        self.sensors = Injected(sensors or find(), folder / f"{self.host}.injected.json")
+        self.state = _State(since=time.monotonic())
+        self.judge = Judge() if process == 0 else None
+        self.unwritten = 0
+        self.reading: dict[str, Any] = {}
+        self.pending: list[Event] = []
+        self._lock = threading.Lock()
+        self._end = threading.Event()
+        self._beat = 0
+        self._cpu = time.process_time()
+        self._reports: list[dict[str, Any]] = []
+        self._joules: dict[int, tuple[float, float]] = {}
+        self._recorded: tuple[int, float | None] = (0, None)
+
+    def __enter__(self) -> "Monitor":
+        if not self.enabled:
+            return self
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        if not self.enabled:
+            return
+        self._end.set()
+        self._thread.join()
+        self.state.phase = "ended"
+        self._report()
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """What the training thread does inside the block."""
+        before = self.state.phase
+        self._now(name)
+        try:
+            yield
+        finally:
+            self._now(before)
+
+    def batches(self, batches: Iterator[T], done: int) -> Iterator[T]:
+        """The batches as they are, with the time that each is waited for."""
+        while True:
+            began = time.monotonic()
+            self._now(WAITING)
+            try:
+                batch = next(batches)
+            except StopIteration:
+                self._now("after the last step")
+                return
+            done += 1
+            with self._lock:
+                self.state.data.add(time.monotonic() - began)
+                self.state.step = done
+            self._now(STEPPING)
+            yield batch
+
+    def observe(self, step: int, seconds: float, replicas: Sequence[float] = ()) -> None:
+        """Takes note of a finished step.
+
+        Args:
+            step: its number, from 1.
+            seconds: since the step before it ended.
+            replicas: seconds per microbatch of each replica, where they were measured.
+        """
+        cpu = time.process_time()
+        with self._lock:
+            self.state.steps.add(seconds)
+            self.state.cpu.add(cpu - self._cpu)
+            self.state.finished = step
+            self.state.replicas = tuple(replicas)
+            self._cpu = cpu
+
+    def joules(self) -> float | None:
+        """Energy of all hosts since they began, on process 0; None where any of them cannot measure it."""
+        with self._lock:
+            if len(self._joules) < self.processes:
+                return None
+            return sum(last - first for first, last in self._joules.values())
+
+    def complete(self, record: dict[str, Any]) -> None:
+        """Adds `joules_per_step`, the mean since the record before, where it can be measured: of whole hosts, or of
+        their GPUs."""
+        now, (step, before) = self.joules(), self._recorded
+        self._recorded = (record["step"], now)
+        if now is not None and before is not None and record["step"] > step:
+            record["joules_per_step"] = (now - before) / (record["step"] - step)
+
+    def summary(self) -> dict[str, Any]:
+        """For the end of a run, on process 0: what each host took, and energy where it was measured."""
+        joules = self.joules()
+        hosts = {
+            str(report["host"]): {
+                "step_seconds": report["step_seconds"]["median"],
+                "step_seconds_p99": report["step_seconds"]["p99"],
+                "data_seconds": report["data_seconds"]["median"],
+                "temperature": report["hardware"].get("temperature"),
+                "power": report["hardware"].get("power"),
+            }
+            for report in self._reports
+        }
+        return {"hosts": hosts, "joules": joules} if self.enabled else {}
+
+    def take(self) -> list[dict[str, Any]]:
+        """The events since the last call, as JSON; empty on all processes but the first."""
+        with self._lock:
+            events, self.pending = self.pending, []
+        return [event.to_json() for event in events]
+
+    def around(self, hooks: Sequence[Any]) -> list[Any]:
+        """The hooks, each a phase of its own."""
+        return [_Phased(hook, self) for hook in hooks]
+
+    def _now(self, phase: str) -> None:
+        with self._lock:
+            self.state.phase, self.state.since = phase, time.monotonic()
+
+    def _run(self) -> None:
+        while True:
+            self._report()
+            if self.judge is not None:
+                self._judge(self.judge)
+            if self._end.wait(self.period):
+                return
+
+    def report(self) -> dict[str, Any]:
+        """What is known of this host now."""
+        with self._lock:
+            state = self.state
+            network = psutil.net_io_counters()
+            return {
+                "host": self.host,
+                "process": self.process,
+                "processes": self.processes,
+                "name": socket.gethostname(),
+                "pid": os.getpid(),
+                "beat": self._beat,
+                "time": time.time(),
+                "phase": state.phase,
+                "phase_seconds": time.monotonic() - state.since,
+                "step": state.step,
+                "finished": state.finished,
+                "step_seconds": state.steps.to_json(),
+                "data_seconds": state.data.to_json(),
+                "cpu_seconds": state.cpu.to_json(),
+                "replica_seconds": list(state.replicas),
+                "network_bytes_sent": network.bytes_sent if network else None,
+                "hardware": self.reading,
+                "unwritten": self.unwritten,
+            }
+
+    def _report(self) -> None:
+        self._beat += 1
+        self.reading = self.sensors.read()
+        text = json.dumps(self.report())
+        aside = self.file.with_suffix(".unfinished")
+        try:
+            aside.write_text(text)
+            os.replace(aside, self.file)
+        except OSError:
+            self.unwritten += 1  # a full disk stops the run by itself, with a message; the next report says how often
+
+    def _judge(self, judge: Judge) -> None:
+        reports = read_reports(self.folder, self.processes)
+        with self._lock:
+            self._reports = reports
+            for report in reports:
+                if (energy := report["hardware"].get("energy")) is not None:
+                    first, last = self._joules.get(report["host"], (energy, energy))
+                    self._joules[report["host"]] = (first, max(energy, last))
+        for event in judge(reports):
+            with self._lock:
+                self.pending.append(event)
+            self.say(f"monitor: {event.sentence}")
+            line = json.dumps({"time": time.time(), "step": self.state.finished, **event.to_json()})
+            with contextlib.suppress(OSError), (self.folder / "events.jsonl").open("a") as file:
+                file.write(line + "\n")  # a full disk stops the run by itself, with a message
+
+
+class _Phased:
+    """A hook of the training loop, seen by the monitor."""
+
+    def __init__(self, hook: Any, monitor: Monitor):
+        self.hook, self.monitor = hook, monitor
+
+    def due(self, step: int) -> bool:
+        return self.hook.due(step)
+
+    def __call__(self, step: int, state: Any) -> None:
+        with self.monitor.phase(type(self.hook).__name__.lower()):
+            self.hook(step, state)
+
+
+def read_reports(folder: Path, processes: int | None = None) -> list[dict[str, Any]]:
+    """The newest report of each host in `RUN/hosts`; of jobs of that many processes only, where it is given."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        if not path.stem.isdigit():
+            continue
+        try:
+            report = json.loads(path.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            continue
+        if processes is None or report.get("processes") == processes:
+            found.append(report)
+    return found
