@@ -16,6 +16,7 @@ from jaxlm.checkpoints.errors import CheckpointError
 from jaxlm.checkpoints.processes import first_decides
 from jaxlm.checkpoints.schedule import Schedule
 from jaxlm.checkpoints.store import Store
+from jaxlm.collectives.replicas import Diverged, require_identical
 from jaxlm.config import Run, schedule_change
 from jaxlm.data.corpus import Corpus, gzip_bits_per_byte
 from jaxlm.data.loader import Loader
@@ -38,7 +39,8 @@ from jaxlm.runtime.peers import Peers
 from jaxlm.session import Session, described_machine, expected_vocab, local_machine, numerics, resolve, workload_of
 from jaxlm.setup import Options, Setup, resume_command
 from jaxlm.state import config_digest, first_state
-from jaxlm.trainer.hooks import Evaluating, Saving
+from jaxlm.syncing import asked, describe
+from jaxlm.trainer.hooks import Every, Saving
 from jaxlm.trainer.loop import Finished, Hook, Outcome
 from jaxlm.trainer.loop import train as run_loop
 from jaxlm.trainer.metrics import JsonLines, Meter, TensorBoard, Work, read_jsonl
@@ -104,6 +106,7 @@ def _begin(run: Run, directory: Path, options: Options, stop: StopSignal) -> int
     say(f"model: {workload.parameter_count:,} parameters, {run.train.batch} x {run.data.sequence} tokens per step")
     kernel = say_kernel(how.kernel, packed=run.data.mode == "pack")
     say(f"attention: {kernel}, {how.dtype} compute on {how.platform}")
+    asked(run, plan)
     say(f"plan ({origin}): {plan.summary()}")
     say(predicted(plan, cluster))
     if (warning := plan.assumptions.get("warning")) is not None:
@@ -132,6 +135,8 @@ def _train(setup: Setup, stop: StopSignal, say: Say, monitor: Monitor) -> int:
         run.checkpoint.build(folder.checkpoints) as store,
     ):
         state, done = first_state(session, store, corpus, folder, say)
+        if (travel := describe(session.sync)) is not None:
+            say(travel)
         if leader:
             folder.write_config(run)
             write_json(folder.plan, setup.plan.to_json())
@@ -182,7 +187,7 @@ class _Training:
         progress = Progress(done, run.train.steps) if self.leader else None
         writers = self._writers(done, progress)
         say = progress.say if progress else self.say
-        evaluating = Evaluating(run.train.eval_every, lambda at, state: self._evaluate_between_steps(at, state, say))
+        evaluating = Every(run.train.eval_every, lambda at, state: self._evaluate_between_steps(at, state, say))
         meter = Meter(self._work(loader), run.train.log_every, run.train.steps, writers)
         chooser = self._chooser(done, compile_seconds, say)
         changes = None if chooser is None else Changes(chooser, self.now, self.corpus, loader, self.meshes, say)
@@ -203,7 +208,8 @@ class _Training:
             return facts | (chooser.facts() if chooser is not None else {})
 
         saving = self._saving(meter.flush, moving)
-        hooks: Sequence[Hook] = self.monitor.around((saving, evaluating))
+        checking = Every(run.train.check_replicas, self._check_replicas)
+        hooks: Sequence[Hook] = self.monitor.around((checking, saving, evaluating))
         began = time.monotonic()
         try:
             with self.stop.deferred(), ExitStack() as last:
@@ -261,6 +267,15 @@ class _Training:
         replanner = Replanner(self.now.setup, done, saved, say)
         replanner.compiled(compile_seconds)
         return replanner
+
+    def _check_replicas(self, step: int, state: TrainState[Any]) -> None:
+        """Raises Stopped where replicas have drifted apart."""
+        if self.now.setup.plan.groups == 1:
+            return
+        try:
+            require_identical(state.model, self.now.session.mesh, step)
+        except Diverged as error:
+            raise Stopped(str(error), f"Resume: {self._resume()}") from error
 
     def _kept(self, step: int, saved: bool) -> str:
         where = f"state after step {step} saved" if saved else "nothing saved: checkpoint.enabled is false"

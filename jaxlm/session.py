@@ -1,7 +1,7 @@
 """The pieces that training, evaluation and generation share: corpus, model, plan, mesh and state, put together."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -12,8 +12,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxlm import syncing
+from jaxlm.checkpoints.errors import CheckpointError
 from jaxlm.checkpoints.store import Store
-from jaxlm.collectives.sync import Implicit
+from jaxlm.collectives.compressed import Compressed
+from jaxlm.collectives.schemes import Scheme
+from jaxlm.collectives.sync import GradSync
 from jaxlm.config import Run
 from jaxlm.data.feed import Feed, Shared
 from jaxlm.data.tokenizer import Tokenizer
@@ -134,6 +138,20 @@ def workload_of(run: Run, model: ModelConfig, how: Numerics) -> Workload:
     )
 
 
+FREEZE = "opt/adam/freeze"
+"""The step at which the optimizer of a compressed momentum freezes its variance."""
+
+
+def require_known(step: int, saved: Mapping[str, Any], known: set[str]) -> None:
+    """Raises CheckpointError for tensors of a checkpoint that this model does not have."""
+    if strange := sorted(set(saved) - known):
+        shown = ", ".join(strange[:5]) + (f" and {len(strange) - 5} more" if len(strange) > 5 else "")
+        raise CheckpointError(
+            f"checkpoint {step} does not fit this model: it has {shown}, this model does not\n"
+            "use the configuration that it was trained with: config.yaml of its run"
+        )
+
+
 def _like(batch: Any) -> Any:
     """The batch as shapes with shardings."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), batch)
@@ -168,8 +186,18 @@ class Session:
         return make_mesh(self.plan, self.devices)
 
     @cached_property
+    def scheme(self) -> Scheme | None:
+        """How gradients travel over a slow axis; None where they travel exactly."""
+        return syncing.asked(self.run, self.plan)
+
+    @cached_property
     def tx(self) -> optax.GradientTransformation:
-        return self.run.optim.build(self.run.train.steps)
+        return syncing.optimizer(self.run, self.scheme)
+
+    @cached_property
+    def sync(self) -> GradSync:
+        shapes = jax.eval_shape(lambda: Transformer(self.model, self.execution, key=jax.random.key(0)))
+        return syncing.sync_of(self.run, self.plan, self.scheme, self.mesh, shapes)
 
     @cached_property
     def execution(self) -> Execution:
@@ -183,7 +211,7 @@ class Session:
         )
 
     def _init(self, key: jax.Array) -> TrainState[Transformer]:
-        return init_state(Transformer(self.model, self.execution, key=key), self.tx, Implicit())
+        return init_state(Transformer(self.model, self.execution, key=key), self.tx, self.sync)
 
     @cached_property
     def abstract(self) -> TrainState[Transformer]:
@@ -191,7 +219,8 @@ class Session:
         state = jax.eval_shape(lambda: self._init(jax.random.key(0)))
         places = shardings(state, self.mesh, self.plan.rules.parameters)
         opt = shardings(state.opt, self.mesh, self.plan.rules.optimizer)
-        places = dataclasses.replace(places, opt=opt)
+        sync = self.sync.places() if isinstance(self.sync, Compressed) else places.sync
+        places = dataclasses.replace(places, opt=opt, sync=sync)
         with_sharding = lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p)
         return jax.tree.map(with_sharding, state, places)
 
@@ -206,8 +235,24 @@ class Session:
 
     def restore(self, store: Store, step: int) -> tuple[TrainState[Transformer], dict[str, Any]]:
         """The state saved after `step` steps, laid out for this plan, and the facts saved with it."""
-        named, facts = store.restore(step, named_leaves(self.abstract))
-        state = from_named(self.abstract, named)
+        like, saved = named_leaves(self.abstract), store.names(step)
+        ours = {name: leaf for name, leaf in like.items() if not name.startswith("sync/")}
+        theirs = {name for name in saved if name.startswith("sync/")}
+        # The step of the freeze is there from the first plan on that compresses the momentum.
+        if FREEZE not in ours and FREEZE in saved:
+            theirs.add(FREEZE)
+        missing = {FREEZE} & (ours.keys() - saved.keys())
+        wanted = {name: leaf for name, leaf in ours.items() if name not in missing} | syncing.readable(self.sync, saved)
+        if theirs:
+            require_known(step, saved, {*wanted, *theirs})
+        named, facts = store.restore(step, wanted, partial=bool(theirs))
+        if missing:
+            warm = self.scheme.warm_steps(self.run.train.steps) if self.scheme else 0
+            named[FREEZE] = jax.device_put(jnp.asarray(warm, jnp.int32), replicated(self.mesh))
+        sync, said = syncing.restored(self.sync, saved, named, step)
+        facts = facts if said is None else {**facts, "residuals": said}
+        state = from_named(dataclasses.replace(self.abstract, sync=()), named)
+        state = dataclasses.replace(state, sync=sync)
         # A run that stopped at a step that was not finite goes on from the last good state.
         finite = jax.device_put(jnp.ones((), jnp.bool_), replicated(self.mesh))
         return dataclasses.replace(state, finite=finite), facts
@@ -240,7 +285,7 @@ class Session:
     def compile_step(self, batch: Any) -> jax.stages.Compiled:
         """The training step, compiled once, ahead of the first step. Raises ConfigError for an unknown XLA option."""
         rate = self.run.optim.rate(self.run.train.steps)
-        step = make_train_step(next_token, self.tx, Implicit(), seed=self.run.seed, report=lambda s: {"lr": rate(s)})
+        step = make_train_step(next_token, self.tx, self.sync, seed=self.run.seed, report=lambda s: {"lr": rate(s)})
         return self._compiled(step, (self.abstract, _like(batch)), (self.places, replicated(self.mesh)), donate=(0,))
 
     def compile_balanced(self, batch: Any, pace: Pace | None = None) -> BalancedStep:

@@ -48,6 +48,8 @@ def first_state(
             f"the data has changed since this run began (digest {facts['data'][:12]}, now {corpus.digest[:12]}): "
             "a resumed run would see other tokens. Take the old data back, or choose another --run-dir."
         )
-    state, _ = session.restore(store, found.step)
+    state, facts = session.restore(store, found.step)
+    if "residuals" in facts:
+        say(facts["residuals"])
     say(f"resuming {store.directory} after step {found.step}")
     return state, found.step

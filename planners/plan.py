@@ -223,14 +223,18 @@ class Segment:
             raise PlanError(f"remat: groups of {self.group} layers keep nothing inside; save must be empty")
 
 
+Scheme: TypeAlias = Literal[
+    "none", "bf16", "int8", "int8_shared", "fp8", "int4", "sign", "topk", "dgc", "powersgd", "local_sgd"
+]
+"""What is sent over a slow axis instead of float32 gradients."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Communication:
     """How gradients travel over one mesh axis."""
 
     axis: str
-    scheme: Literal[
-        "none", "bf16", "int8", "int8_shared", "fp8", "int4", "sign", "topk", "dgc", "powersgd", "local_sgd"
-    ] = "none"
+    scheme: Scheme = "none"
     parameters: dict[str, float] = field(default_factory=dict)
     every: int = 1
 

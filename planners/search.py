@@ -8,7 +8,7 @@ from planners.findings import Prediction
 from planners.layout import EXECUTABLE, check_executable, indivisible, rules
 from planners.machines.device_order import arranged
 from planners.machines.topology import Cluster
-from planners.plan import MESH_AXES, Batch, Compile, Plan, PlanError, Schedule, Segment, Workload
+from planners.plan import MESH_AXES, Batch, Communication, Compile, Plan, PlanError, Schedule, Segment, Workload
 from planners.prices.assumptions import Assumptions
 from planners.prices.paper_cost import Eq1
 from planners.schedules.ordering import ordered
@@ -93,6 +93,11 @@ def _made(choice: Choice, workload: Workload, search: Search) -> Plan:
             loss_chunks=choice.loss_chunks,
         ),
         schedule=Schedule(pipeline="interleaved", virtual=choice.virtual) if choice.virtual > 1 else Schedule(),
+        communication=tuple(
+            Communication(axis=axis, scheme=travel.scheme, parameters=dict(travel.parameters), every=travel.every)
+            for axis, travel in search.communication.items()
+            if travel.scheme != "none"
+        ),
         predicted=choice.predicted,
     )
 

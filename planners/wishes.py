@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from planners.balance import Balance
-from planners.plan import MESH_AXES, Plan, Workload
+from planners.plan import MESH_AXES, Plan, Scheme, Workload
 from planners.suggestions import suggest
 
 REMATS = ("auto", "dp", "greedy", "lagrangian", "learned", "static", "threshold", "full", "none")
@@ -32,6 +32,23 @@ class RematFeedback:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Travel:
+    """How gradients travel over one mesh axis.
+
+    Attributes:
+        scheme: what is sent: `none` (exact), `bf16`, `int8`, `int8_shared` or `fp8`; with error feedback `int4`,
+            `sign`, `topk` and `powersgd`; `dgc` for optim.kind=sgd; `local_sgd` trains apart, and exchanges now and
+            then.
+        parameters: of the scheme, e.g. {density: 0.01}; the others have their defaults. A wrong name lists them all.
+        every: steps between exchanges, for local_sgd.
+    """
+
+    scheme: Scheme = "none"
+    parameters: dict[str, float] = field(default_factory=dict)
+    every: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
     """What the user lets the planner choose. An empty field means: the planner decides.
 
@@ -55,6 +72,8 @@ class Search:
             which does so on unequal devices where each replica has at least four.
         alpha: how the shares then follow it.
         schedule: who orders the gradient sums: the `compiler`, or the planner, by the smallest `simulated` time.
+        communication: how gradients travel over slow mesh axes, e.g. {zone: {scheme: int8}}; others stay exact.
+        allow_unsafe: accept schemes that are known to spoil training, to measure it; `--allow-unsafe` says so too.
     """
 
     mesh: dict[str, int] = field(default_factory=dict)
@@ -72,10 +91,18 @@ class Search:
     balance: Literal["auto", "always", "never"] = "auto"
     alpha: Balance = field(default_factory=Balance)
     schedule: Literal["compiler", "simulated"] = "compiler"
+    communication: dict[str, Travel] = field(default_factory=dict)
+    allow_unsafe: bool = False
 
     def __post_init__(self) -> None:
         if unknown := set(self.mesh) - set(MESH_AXES):
             raise ValueError(f"plan.mesh: unknown axes {sorted(unknown)}; the axes are {', '.join(MESH_AXES)}")
+        for axis in self.communication:
+            if axis not in MESH_AXES:
+                raise ValueError(
+                    f"plan.communication.{axis}: there is no such axis{suggest(axis, MESH_AXES)}; the axes are "
+                    f"{', '.join(MESH_AXES)}"
+                )
         if not 0.0 < self.memory_fraction <= 1.0:
             raise ValueError(f"plan.memory_fraction={self.memory_fraction} must be in (0, 1]")
         if self.loss_chunks < 0 or self.unroll < 1:

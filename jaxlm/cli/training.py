@@ -36,6 +36,8 @@ class Train(Member):
     """Plan with what `jaxlm probe` measured here, a YAML file; default what JAX reports."""
     replan: bool = False
     """Try the next best plans while training and change to one that proves faster; see train.replan."""
+    allow_unsafe: bool = False
+    """Accept ways for gradients to travel that are known to spoil training, to measure what they cost."""
     from_: Annotated[str | None, arg(name="from", metavar="RUN[@STEP]")] = None
     """Start from the weights of another run, with its tokenizer; model keys left out are its own."""
     profile: Annotated[str | None, arg(metavar="START:STOP")] = None
@@ -48,6 +50,7 @@ class Train(Member):
         from jaxlm.finetune import load
 
         overrides = [*self.overrides(), *(["--train.replan.enabled", "true"] if self.replan else [])]
+        overrides += ["--plan.allow_unsafe", "true"] if self.allow_unsafe else []
         return load(self.config, overrides, start=self.from_, run_dir=self.run_dir, training=True)
 
     def run(self) -> int:

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxlm.collectives import reduce
 from jaxlm.collectives.buckets import Axes, Bucket, Leaf, buckets, leaf
+from jaxlm.collectives.codecs import payload
 from jaxlm.collectives.memory import Memory
 from jaxlm.collectives.schemes import Scheme
 from jaxlm.collectives.stages import Arrays, Packed, Stages, matrix, squares, two_legs
@@ -112,12 +113,22 @@ class Compressed:
         return state
 
     def _start(self, each: Leaf) -> jax.Array:
-        """Random factors [devices that hold other pieces, ..., n, r], the same in every process."""
-        piece = tuple(d // self.axes.local if i == each.dim else d for i, d in enumerate(each.local))
-        *lead, m, n = jax.eval_shape(lambda x: matrix(x, each), jax.ShapeDtypeStruct(piece, jnp.float32)).shape
+        """Random factors, the same in every process."""
+        return jax.random.normal(jax.random.key(zlib.crc32(each.name.encode())), self._start_shape(each))
+
+    def _start_shape(self, each: Leaf) -> tuple[int, ...]:
+        """[devices that hold other pieces, ..., n, r] of PowerSGD's right factor."""
+        *lead, m, n = self._matrix_shape(each)
         pieces = self.axes.local * math.prod(self.mesh.shape[axis] for axis in each.axes)
-        key = jax.random.key(zlib.crc32(each.name.encode()))
-        return jax.random.normal(key, (pieces, *lead, n, min(self.scheme.rank, m, n)))
+        return (pieces, *lead, n, min(self.scheme.rank, m, n))
+
+    def _left_shape(self, each: Leaf) -> tuple[int, ...]:
+        *lead, m, n = self._matrix_shape(each)
+        return (*lead, m, min(self.scheme.rank, m, n))
+
+    def _matrix_shape(self, each: Leaf) -> tuple[int, ...]:
+        piece = tuple(d // self.axes.local if i == each.dim else d for i, d in enumerate(each.local))
+        return jax.eval_shape(lambda x: matrix(x, each), jax.ShapeDtypeStruct(piece, jnp.float32)).shape
 
     def specs(self) -> State:
         """The partition of each tensor of the state."""
@@ -140,6 +151,28 @@ class Compressed:
         """The sharding of each tensor of the state."""
         is_spec = lambda x: isinstance(x, P)
         return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self.specs(), is_leaf=is_spec)
+
+    def payload(self) -> tuple[int, int]:
+        """Bytes of codes, and of what travels exact, that one device hands to the network in a step of the lossy stage,
+        counted from the shapes: what it sends of its own, twice where owners encode again."""
+        workers, codec = self.axes.workers, self.scheme.codec
+        legs = 2 if two_legs(self.scheme, workers) or self.scheme.kind == "int8_shared" else 1
+        others = workers - 1
+        if self.scheme.kind == "powersgd":
+            sizes = [math.prod(self._start_shape(each)[1:]) for each in self.cut]
+            left = [math.prod(self._left_shape(each)) for each in self.cut]
+            codes = 2 * 4 * (sum(sizes) + sum(left)) * others // workers
+        elif legs == 2:
+            codes = sum(2 * others * payload(codec, bucket.size) for bucket in self.buckets)
+        else:
+            codes = sum(others * workers * payload(codec, bucket.size) for bucket in self.buckets)
+        exact = 2 * 4 * sum(math.prod(each.local) for each in self.small) * others // workers
+        return codes, exact
+
+    def float32_bytes(self) -> int:
+        """Bytes that one device hands to the network where float32 sums go around a ring of the workers."""
+        shards = sum(math.prod(each.local) // (1 if each.dim is None else self.axes.local) for each in self.leaves)
+        return 2 * 4 * shards * (self.axes.workers - 1) // self.axes.workers
 
     def gradients(
         self, objective: Objective, model: Any, batch: Any, key: jax.Array, state: Any, step: jax.Array

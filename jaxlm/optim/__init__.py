@@ -4,8 +4,9 @@ from jaxlm.optim.adafactor import Adafactor
 from jaxlm.optim.adamw import AdamW
 from jaxlm.optim.lion import Lion
 from jaxlm.optim.muon import Muon
+from jaxlm.optim.sgd import Sgd
 from jaxlm.optim.weights import decayed, gradient_norms
 
-Optimizer = AdamW | Lion | Adafactor | Muon
+Optimizer = AdamW | Lion | Adafactor | Muon | Sgd
 
-__all__ = ["Adafactor", "AdamW", "Lion", "Muon", "Optimizer", "decayed", "gradient_norms"]
+__all__ = ["Adafactor", "AdamW", "Lion", "Muon", "Optimizer", "Sgd", "decayed", "gradient_norms"]

@@ -1,11 +1,13 @@
 """AdamW: the optimizer that works everywhere."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
 import jax.numpy as jnp
 import optax
 
+from jaxlm.optim.frozen import scale_by_frozen_adam
 from jaxlm.optim.schedule import Shared
 
 
@@ -41,3 +43,10 @@ class AdamW(Adam):
 
     def build(self, steps: int) -> optax.GradientTransformation:
         return self.chain(steps, ("adam", self.moments()))
+
+    def frozen(self, steps: int, warm: int) -> optax.GradientTransformation:
+        """The same without clipping, which takes the gradient for `warm` steps and then the momentum itself, over the
+        variance as it is then. For gradients that travel compressed: their exchange clips."""
+        dtype = jnp.dtype(self.first_moment)
+        part = "adam", scale_by_frozen_adam(self.b1, self.b2, self.eps, warm, dtype)
+        return dataclasses.replace(self, clip_norm=0.0).chain(steps, part)

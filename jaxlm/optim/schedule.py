@@ -19,7 +19,7 @@ class Shared:
     """The keys that all optimizers have.
 
     Attributes:
-        kind: adamw, lion, adafactor or muon; the other keys of this section depend on it.
+        kind: adamw, lion, adafactor, muon or sgd; the other keys of this section depend on it.
         lr: peak learning rate.
         warmup: steps of linear warm-up.
         schedule: after warm-up: `cosine` or `linear` down to final x lr at the end, `wsd` (stable, then decay over the

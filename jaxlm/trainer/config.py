@@ -46,6 +46,7 @@ class TrainConfig:
         wandb: project at Weights & Biases that the same records go to, with the extra `tracking`; null sends nothing.
         replan: whether and how other plans are tried while the run trains.
         monitor: whether each host reports its steps, its waits and its hardware into `hosts/` of the run directory.
+        check_replicas: steps between comparisons of the weights of all replicas, bit for bit; 0 makes none.
         compilation_cache: whether compiled programs are kept on disk for the next start.
     """
 
@@ -59,13 +60,14 @@ class TrainConfig:
     wandb: str | None = None
     replan: ReplanConfig = field(default_factory=ReplanConfig)
     monitor: bool = True
+    check_replicas: int = 1000
     compilation_cache: bool = True
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)} must be positive")
-        for name in ("eval_every", "eval_batches", "eval_batch"):
+        for name in ("check_replicas", "eval_every", "eval_batches", "eval_batch"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)} must not be negative")
         if self.wandb == "":

@@ -43,14 +43,14 @@ class Saving:
         return True
 
 
-class Evaluating:
-    """Calls `evaluate(step, state)` every so many steps (0: never)."""
+class Every:
+    """Calls `do(step, state)` every so many steps (0: never): evaluation, comparison of the replicas."""
 
-    def __init__(self, every: int, evaluate: Callable[[int, TrainState[Any]], object]):
-        self.every, self.evaluate = every, evaluate
+    def __init__(self, every: int, do: Callable[[int, TrainState[Any]], object]):
+        self.every, self.do = every, do
 
     def due(self, step: int) -> bool:
         return self.every > 0 and step % self.every == 0
 
     def __call__(self, step: int, state: TrainState[Any]) -> None:
-        self.evaluate(step, state)
+        self.do(step, state)

@@ -1,0 +1,121 @@
+"""What a Plan's `communication` makes of a run: its gradient sync, its optimizer, and what it refuses."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+from jax.sharding import Mesh
+
+from jaxlm.collectives import adopt
+from jaxlm.collectives.compressed import Compressed, cut_leaves
+from jaxlm.collectives.schemes import Scheme, check, compressed, scheme
+from jaxlm.collectives.sync import GradSync, Implicit
+from jaxlm.config import Run
+from jaxlm.optim import AdamW, Sgd
+from planners.plan import Plan, PlanError
+
+Facts = tuple[tuple[int, ...], Any]
+"""Shape and dtype of a tensor in a checkpoint."""
+
+CLIPS = ("sign", "topk", "dgc")
+"""Schemes that clip each worker's gradient before anything is stored; a clip after the exchange would see bursts of
+what was stored (rule S6)."""
+
+
+def asked(run: Run, plan: Plan) -> Scheme | None:
+    """The scheme of the plan's slow axis; None where gradients travel exactly. Raises PlanError for one that cannot
+    work here, or is known to spoil training and not allowed."""
+    said = compressed(plan.communication)
+    if said is None:
+        return None
+    workers = plan.mesh.get(said.axis, 1)
+    made = scheme(said, workers)
+    momentum = run.optim.momentum if isinstance(run.optim, Sgd) else 0.0
+    check(made, run.optim.kind, workers, momentum=momentum, allow_unsafe=run.plan.allow_unsafe)
+    if plan.batch.balance is not None:
+        raise PlanError(
+            f"communication.{said.axis} and plan.balance: replicas with unequal shares add up their gradients exactly, "
+            "once per step; set plan.balance to never"
+        )
+    if run.train.replan.enabled:
+        raise PlanError(
+            f"communication.{said.axis} and train.replan: residuals belong to the workers of one mesh; turn one of the "
+            "two off"
+        )
+    return made
+
+
+def optimizer(run: Run, made: Scheme | None) -> optax.GradientTransformation:
+    """The run's optimizer, as its exchange needs it: what the exchange does itself is left out."""
+    steps = run.train.steps
+    if made is None or made.kind not in CLIPS:
+        return run.optim.build(steps)
+    if made.momentum and isinstance(run.optim, AdamW):
+        return run.optim.frozen(steps, made.warm_steps(steps))
+    if made.kind == "dgc" and isinstance(run.optim, Sgd):
+        return dataclasses.replace(run.optim, clip_norm=0.0, momentum=0.0).build(steps)
+    return dataclasses.replace(run.optim, clip_norm=0.0).build(steps)
+
+
+def sync_of(run: Run, plan: Plan, made: Scheme | None, mesh: Mesh, model: Any) -> GradSync:
+    """The sync of a model, given as arrays or shapes."""
+    if made is None:
+        return Implicit()
+    optim, decay = run.optim, 0.0
+    if isinstance(optim, AdamW) and made.momentum:
+        decay = optim.b1
+    elif isinstance(optim, Sgd) and made.kind == "dgc":
+        decay = optim.momentum
+    leaves = cut_leaves(model, mesh, plan.rules.parameters, made.axis)
+    clip = optim.clip_norm if made.kind in CLIPS else 0.0
+    return Compressed(made, mesh, leaves, run.train.steps, decay=decay, clip=clip)
+
+
+def describe(sync: GradSync) -> str | None:
+    """One line on what travels; None where all is exact."""
+    if not isinstance(sync, Compressed):
+        return None
+    kind, axis, workers = sync.scheme.kind, sync.scheme.axis, sync.axes.workers
+    if workers == 1:
+        return f"gradients: {kind} along {axis}, which has one worker: nothing is compressed"
+    sent, exact = sync.payload()
+    share = sum(math.prod(each.shape) for each in sync.cut) / sum(math.prod(each.shape) for each in sync.leaves)
+    warm = f", dense for the first {sync.scheme.warm_steps(sync.steps)} steps" if sync.scheme.warmup else ""
+    whole = [each for each in sync.small if len(each.shape) - each.stacked > 1]
+    uncut = f"; exact, because no dimension divides: {', '.join(each.name for each in whole)}" if whole else ""
+    return (
+        f"gradients: {kind} along {axis} among {workers} workers, {share:.1%} of weights compressed, {sent:,} bytes of "
+        f"codes and {exact:,} of exact values per device and step by count (float32: {sync.float32_bytes():,}){warm}"
+        f"{uncut}"
+    )
+
+
+def readable(sync: GradSync, names: Mapping[str, Facts]) -> dict[str, Any]:
+    """What the sync takes over of a checkpoint whose tensors are `names`, by the names it has there, as shapes."""
+    if not isinstance(sync, Compressed):
+        return {}
+    return {f"{PREFIX}{name}": shape for name, shape in adopt.readable(sync, _of_sync(names)).items()}
+
+
+def restored(sync: GradSync, names: Mapping[str, Facts], read: Mapping[str, Any], step: int) -> tuple[Any, str | None]:
+    """The state of the sync after `step` steps from what was `read` of a checkpoint whose tensors are `names`, and what
+    there is to say about it. Raises PlanError where the sync cannot begin here."""
+    saved = _of_sync(names)
+    if not isinstance(sync, Compressed):
+        dropped = "what the workers still owed from compressed steps is dropped: gradients travel exactly now"
+        return (), dropped if any(name.startswith(("error/", "owner/")) for name in saved) else None
+    state = adopt.adopted(sync, _of_sync(read), step)
+    lead = [shape[0] for name, (shape, _) in saved.items() if name.startswith("error/")]
+    if lead and lead[0] != sync.axes.workers:
+        return state, f"residuals of {lead[0]} workers are shared by {sync.axes.workers}, their mean as it was"
+    return state, None
+
+
+def _of_sync(named: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(PREFIX): value for name, value in named.items() if name.startswith(PREFIX)}
+
+
+PREFIX = "sync/"
+"""How the names of a sync's state begin in a checkpoint."""
