@@ -191,18 +191,10 @@ def measure_quality(config: Config, policies: dict[str, Policy], out: Path) -> F
 def _planned(base: Sections, policies: dict[str, Policy]) -> dict[str, tuple[Run, Plan]]:
     """The run of each policy, and the plan that it will follow."""
     from jaxlm.inspect import described
-    from planners.search import plan, price
+    from planners.search import plan
 
-    fixed: Sections = {"shard_optimizer": False, "calibrate": False, "balance": "never"}
-    run = run_of(base, {"plan": {**fixed, "remat": "none"}}, "none", "run")
-    workload, cluster = described(run, None)
-    none = plan(workload, cluster, run.plan)
-    fixed |= {"mesh": none.mesh, "microbatch": none.batch.microbatch, "loss_chunks": none.compile.loss_chunks}
-    ends = [
-        price(workload, cluster, run.plan, none.mesh, none.batch.microbatch, remat, none.compile.loss_chunks)
-        for remat in ("full", "none")
-    ]
-    least, most = (end.memory_bytes for end in ends)
+    fixed, least, most = but_for_remat(base)
+    workload, cluster = described(run_of(base, {"plan": fixed}, "none", "run"), None)
     made = {}
     for name, policy in policies.items():
         changes: Sections = {**fixed, "remat": policy.remat}
@@ -211,6 +203,24 @@ def _planned(base: Sections, policies: dict[str, Policy]) -> dict[str, tuple[Run
         run = run_of(base, {"plan": changes}, name, f"policies.{name}")
         made[name] = (run, plan(workload, cluster, run.plan))
     return made
+
+
+def but_for_remat(base: Sections) -> tuple[Sections, float, float]:
+    """A plan section that decides all but the rematerialisation, as a plan without any would; and the bytes that such a
+    plan is predicted to need with all of it and with none."""
+    from jaxlm.inspect import described
+    from planners.search import plan, price
+
+    fixed: Sections = {"shard_optimizer": False, "calibrate": False, "balance": "never"}
+    run = run_of(base, {"plan": {**fixed, "remat": "none"}}, "none", "run")
+    workload, cluster = described(run, None)
+    none = plan(workload, cluster, run.plan)
+    fixed |= {"mesh": none.mesh, "microbatch": none.batch.microbatch, "loss_chunks": none.compile.loss_chunks}
+    least, most = (
+        price(workload, cluster, run.plan, none.mesh, none.batch.microbatch, remat, none.compile.loss_chunks)
+        for remat in ("full", "none")
+    )
+    return fixed, least.memory_bytes, most.memory_bytes
 
 
 def _check_before(path: Path, plan: Plan) -> None:
