@@ -43,6 +43,7 @@ from planners.machines.cluster_file import load_cluster
 from planners.machines.topology import Cluster
 from planners.plan import Plan, Workload
 from planners.search import shortlist
+from planners.space.remat_strategies import Strategy, remat_strategies, verified_strategies
 from planners.verify import Checked, learn_memory, verify
 
 
@@ -83,6 +84,18 @@ def verify_plan(
     if target_of(cluster).platform == "gpu":
         remember_memory(cluster, workload, checked)
     return dataclasses.replace(plan, assumptions={"calibration": learnt, **plan.assumptions}), cluster, checked
+
+
+def verify_remat(run: Run, cluster_name: str | None, plan: Plan, *, seconds: float) -> list[Strategy]:
+    """What each strategy would rematerialise in place of a plan, predicted and compiled for the cluster; nothing where
+    the blocks are unknown. `seconds` is what one compilation may take."""
+    cluster = load_cluster(cluster_name) if cluster_name else local_machine()
+    workload = _workload(run, cluster, here=cluster_name is None)
+    assumptions, progress = constants(cluster, workload, run.plan)[0], Ticking()
+    compile = Compiler(run, expected_vocab(run), target_of(cluster), seconds=seconds, progress=progress)
+    with closing(progress):
+        strategies = remat_strategies(plan, workload, cluster, run.plan, assumptions)
+        return verified_strategies(strategies, plan, compile, cluster, run.plan, progress.say)
 
 
 def remember_memory(cluster: Cluster, workload: Workload, checked: Sequence[Checked]) -> None:

@@ -32,7 +32,7 @@ class MakePlan(Common):
     """Bytes of each device that a plan may use: 24GiB, 80GB or 8e10."""
     remat: str | None = None
     """Who decides what each layer keeps: auto, dp, greedy, lagrangian, learned, static, threshold, full, none, or a
-    YAML file of segments. Prints all of them side by side."""
+    YAML file of segments. Prints all of them side by side; with --verify each of them is compiled too."""
     explain: bool = False
     """Print the predicted time and memory, why the runners-up lost, what rules of thumb would pick, and which plans
     take less memory for more time."""
@@ -106,7 +106,7 @@ class MakePlan(Common):
         elif self.executable and (better := beyond(plan, workload, cluster, search, assumptions)):
             print(better)
         self._save(plan)
-        facts = {"digest": plan.digest, "remat_strategies": [dataclasses.asdict(each) for each in strategies]}
+        facts = {"digest": plan.digest, "remat_strategies": [each.facts() for each in strategies]}
         report(self.json, plan.to_json() | facts | (comparison.facts() if comparison else {}))
         return 0
 
@@ -142,8 +142,9 @@ class MakePlan(Common):
 
     def _verified(self) -> int:
         from jaxlm.finetune import load
-        from jaxlm.inspect import verify_plan
+        from jaxlm.inspect import verify_plan, verify_remat
         from planners.explain import compiled_table, explain
+        from planners.space.remat_strategies import strategies_table
 
         if self.config is None:
             raise Refused("--verify compiles the model, so it needs a configuration")
@@ -154,8 +155,14 @@ class MakePlan(Common):
         self._print(plan, explain(plan, cluster) if self.explain else None)
         if not self.explain:
             print(compiled_table(plan))
+        strategies = []
+        if self.remat or self.memory_budget:
+            strategies = verify_remat(run, self.cluster, plan, seconds=self.verify_seconds)
+            print(f"\n{strategies_table(strategies)}" if strategies else "")
         self._save(plan)
-        report(self.json, plan.to_json() | {"digest": plan.digest, "verified": [each.facts() for each in checked]})
+        facts = {"digest": plan.digest, "verified": [each.facts() for each in checked]}
+        facts |= {"remat_strategies": [each.facts() for each in strategies]}
+        report(self.json, plan.to_json() | facts)
         return 0
 
     def _print(self, plan: "Plan", explained: str | None) -> None:

@@ -8,10 +8,12 @@ import pytest
 
 from jaxlm.model.config import preset
 from jaxlm.model.describe import describe
+from planners.explain import gib
 from planners.machines.cluster_file import load_cluster
-from planners.plan import Plan, PlanError, Workload
+from planners.plan import Plan, PlanError, Segment, Workload
+from planners.programs.compiled import Compiled, CompileError
 from planners.search import plan
-from planners.space.remat_strategies import remat_strategies, strategies_table
+from planners.space.remat_strategies import remat_strategies, strategies_table, verified_strategies
 from planners.wishes import Search, parse_bytes
 
 CLUSTER = load_cluster("h100x8")
@@ -76,7 +78,38 @@ def test_strategies_stand_side_by_side_and_none_beats_the_dynamic_program(work: 
     assert best.fits
     assert all(best.seconds <= each.seconds + 1e-9 for each in found.values() if each.fits)
     assert found["full"].flops == pytest.approx(0.29, abs=0.04)
-    assert "dp" in strategies_table(list(found.values()))
+    assert best.kept < found["none"].kept
+    assert best.peak == pytest.approx(best.memory - 0.5 * 2**30, rel=0.1), "runtime libraries left out"
+    said = strategies_table(list(found.values()))
+    assert "dp" in said
+    assert "XLA" not in said
+
+
+def test_strategies_are_verified_once_each_and_judged_by_what_the_compiler_says(work: Workload) -> None:
+    search = dataclasses.replace(FIXED, memory_budget="32GiB")
+    made = plan(work, CLUSTER, search)
+    strategies = remat_strategies(made, work, CLUSTER, search)
+    asked: list[tuple[Segment, ...]] = []
+
+    def compile(asking: Plan) -> Compiled:
+        asked.append(asking.remat)
+        if asking.remat[0].save == () and len(asking.remat) == 1:
+            raise CompileError("the compiler gave up")
+        size = 40 * 2**30 if asking.remat[0].save is None else 20 * 2**30
+        return Compiled(target="8 x H100", arguments=size, outputs=0, aliased=0, temporaries=2**20)
+
+    found = {each.name: each for each in verified_strategies(strategies, made, compile, CLUSTER, search)}
+    assert len(asked) == len(set(asked)) == len({each.remat for each in strategies if each.remat})
+    assert found["dp"].verified == 20 * 2**30 + 2**20
+    assert found["dp"].fits
+    assert not found["none"].fits
+    assert found["full"].refused == "the compiler gave up"
+    assert not found["full"].fits
+    said = strategies_table(list(found.values()))
+    assert "peak by XLA" in said
+    assert gib(20 * 2**30 + 2**20) in said
+    assert "the compiler gave up" in said
+    assert all(value == value for each in found.values() for value in each.facts().values()), "no NaN"
 
 
 @pytest.mark.parametrize("name", ["greedy", "lagrangian", "learned"])
