@@ -14,9 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlm.checkpoints.meeting import PATIENCE, Meetings
+from jaxlm.checkpoints.meeting import Meetings
 
 _log = logging.getLogger(__name__)
+
+NEVER = 10**8
+"""Seconds, some three years: Orbax measures its patience with the wall clock, which may jump; `meeting` has its own."""
 
 
 class Writer:
@@ -25,7 +28,7 @@ class Writer:
     def __init__(self, meetings: Meetings) -> None:
         ocp = _orbax()
         options = ocp.options.AsyncOptions(
-            timeout_secs=PATIENCE, barrier_sync_fn=meetings, create_directories_asynchronously=False
+            timeout_secs=NEVER, barrier_sync_fn=meetings, create_directories_asynchronously=False
         )
         self._checkpointer = ocp.AsyncCheckpointer(_handler(ocp), async_options=options)
         self._save_args = ocp.args.PyTreeSave

@@ -40,19 +40,19 @@ class Meetings:
 
     def __call__(self, *, key: str, timeout_ms: int) -> None:
         """Returns when every process has come here. Raises CheckpointError where one came to say that it failed."""
-        del key  # Orbax names them by folder, which is always `state`
-        self._meet(None, timeout_ms)
+        del key, timeout_ms  # Orbax names them by folder, which is always `state`; its patience is not ours
+        self._meet(None)
 
     def fail(self, why: str) -> None:
         """Comes to the next meeting of this save to say that it failed, unless that is known or none is left."""
         if jax.process_count() == 1 or self._over or self._number == _MEETINGS:
             return
         try:
-            self._meet(why, PATIENCE * 1000)
+            self._meet(why)
         except (CheckpointError, jax.errors.JaxRuntimeError):
             return  # the others have heard it, or are gone; the caller raises what failed here
 
-    def _meet(self, failure: str | None, timeout_ms: int) -> None:
+    def _meet(self, failure: str | None) -> None:
         if jax.process_count() == 1:
             return
         with self._lock:
@@ -62,7 +62,7 @@ class Meetings:
         if failure is not None:
             self._over = True
             service.key_value_set(f"{name}/{jax.process_index()}", failure)
-        service.wait_at_barrier(name, timeout_ms)
+        service.wait_at_barrier(name, PATIENCE * 1000)
         for key, why in service.key_value_dir_get(name):
             self._over = True
             raise CheckpointError(f"process {key.rsplit('/', 1)[1]} failed: {why}")

@@ -12,6 +12,7 @@ from tyro.conf import subcommand
 
 from jaxlm.cli.common import Refused
 from jaxlm.cli.data import Data
+from jaxlm.cli.drilling import Drill
 from jaxlm.cli.launching import LaunchJob
 from jaxlm.cli.machine import Doctor, Probe
 from jaxlm.cli.planning import MakePlan
@@ -29,6 +30,7 @@ Command = (
     | Annotated[Plot, subcommand("plot")]
     | Annotated[Generate, subcommand("generate")]
     | Annotated[LaunchJob, subcommand("launch")]
+    | Annotated[Drill, subcommand("drill")]
     | Annotated[Doctor, subcommand("doctor")]
 )
 

@@ -82,6 +82,10 @@ class Local(Launching):
     """Likewise when no host takes a step in this many times the median step,"""
     stall_seconds: float = 30.0
     """and in this many seconds at least."""
+    address: str = "localhost"
+    """Address of host 0, where the hosts do not share one network."""
+    wrap: str = ""
+    """Command that runs each host, {host} being its number, as 'numactl --cpunodebind={host}'."""
     json: bool = False
     """One JSON object as the last line."""
 
@@ -112,6 +116,8 @@ class Local(Launching):
             fewest=self.min_hosts,
             back_after=self.back_after,
             dead_after=self.dead_after,
+            address=self.address,
+            wrap=self.wrap,
             patience=Patience(silent=self.silent_after, factor=self.stall_factor, least=self.stall_seconds),
             again=f"{again()} launch local --hosts {self.hosts} --devices {self.devices}",
         )

@@ -45,6 +45,8 @@ class Launch:
         back_after: seconds after which a host that was left out for failing is tried again; None: never by itself.
         dead_after: seconds without a sign of life after which the processes declare one of them dead themselves.
         patience: how long nothing may happen before the job is taken to hang.
+        address: of host 0, as the others see it.
+        wrap: a command that runs each host, with {host} for its number; it must become the host, as `exec` does.
         again: how a person starts such a job again, without configuration and run directory.
     """
 
@@ -60,6 +62,8 @@ class Launch:
     dead_after: float = 60.0
     again: str = "jaxlm launch local"
     patience: Patience = Patience()
+    address: str = "localhost"
+    wrap: str = ""
 
     @property
     def folder(self) -> Path:
@@ -71,15 +75,16 @@ class Launch:
 
     def commands(self, hosts: Sequence[int], port: int) -> list[HostCommand]:
         """What each of these hosts runs."""
-        job = ["--coordinator", f"localhost:{port}", "--processes", str(len(hosts))]
+        job = ["--coordinator", f"{self.address}:{port}", "--processes", str(len(hosts))]
         job += ["--dead-after", f"{self.dead_after:g}"]
         made = []
         for process, host in enumerate(hosts):
             place = [*job, "--process", str(process)] if len(hosts) > 1 else []
+            wrap = shlex.split(self.wrap.replace("{host}", str(host)))
             made.append(
                 HostCommand(
                     host=host,
-                    command=(sys.executable, "-m", "jaxlm", "train", *self.train, *place),
+                    command=(*wrap, sys.executable, "-m", "jaxlm", "train", *self.train, *place),
                     environment=self._environment(host),
                     log=self.folder / f"{host}.log",
                 )

@@ -35,6 +35,7 @@ def assert_same_run(run: Path, undisturbed: Path, steps: int) -> None:
     np.testing.assert_allclose([r["loss"] for r in got], [r["loss"] for r in want], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_host_is_named_all_end_and_the_run_goes_on_to_the_losses_of_an_undisturbed_one(tmp_path):
     config, run = write_config(tmp_path), tmp_path / "run"
     more = [*EXACT, "--train.steps", "12"]
