@@ -1,5 +1,6 @@
 """The runs an experiment makes: a configuration in sections, changes to it, and training that goes on where it left."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -39,10 +40,11 @@ def run_of(base: Sections, changes: Sections, name: str, origin: str) -> Run:
     return build(merged(merged(base, changes), {"name": name}), origin)
 
 
-def trained(run: Run, path: Path, *, apart: bool) -> Folder:
+def trained(run: Run, path: Path, *, apart: bool, devices: int | None = None) -> Folder:
     """The directory of the finished run, trained here unless it is finished already; an interrupted one goes on.
 
-    `apart` trains in a process of its own, so that the memory it reports is its own. Raises ConfigError where the
+    `apart` trains in a process of its own, so that the memory it reports is its own; there `devices` forces that many
+    CPU devices. Raises ConfigError where the
     directory holds another run. Ends this process with the code of the training where that was stopped by a signal
     (130, 143) or by a loss that is not finite (3): both have saved their state.
     """
@@ -55,7 +57,7 @@ def trained(run: Run, path: Path, *, apart: bool) -> Folder:
         print(f"{path} is trained already: {run.train.steps} steps")
         return folder
     print(f"training {path}", flush=True)
-    code = _apart(run, folder) if apart else _here(run, path)
+    code = _apart(run, folder, devices) if apart else _here(run, path)
     if code:
         print(f"training {path} ended with code {code}; the same command goes on from there", file=sys.stderr)
         raise SystemExit(code)
@@ -68,13 +70,14 @@ def _here(run: Run, path: Path) -> int:
     return train(run, path)
 
 
-def _apart(run: Run, folder: Folder) -> int:
+def _apart(run: Run, folder: Folder, devices: int | None) -> int:
     """In another process, which gets the signals that this one gets, and time to save."""
     config = folder.path.with_name(f"{folder.path.name}.yaml")
     config.parent.mkdir(parents=True, exist_ok=True)
     write_whole(config, dump(run).encode())
     command = [sys.executable, "-m", "jaxlm", "train", str(config), "--run-dir", str(folder.path)]
-    process = subprocess.Popen(command, start_new_session=True)
+    forced = {} if devices is None else {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    process = subprocess.Popen(command, start_new_session=True, env=os.environ | forced)
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, lambda n, _: process.send_signal(n)) for number in numbers}
     try:
