@@ -103,10 +103,13 @@ def restored(sync: GradSync, names: Mapping[str, Facts], read: Mapping[str, Any]
     """The state of the sync after `step` steps from what was `read` of a checkpoint whose tensors are `names`, and what
     there is to say about it. Raises PlanError where the sync cannot begin here."""
     saved = _of_sync(names)
+    owed = any(name.startswith(("error/", "owner/")) for name in saved)
+    dropped = "what workers still owed from compressed steps is dropped: nothing is remembered from now on"
     if not isinstance(sync, Compressed):
-        dropped = "what the workers still owed from compressed steps is dropped: gradients travel exactly now"
-        return (), dropped if any(name.startswith(("error/", "owner/")) for name in saved) else None
+        return (), dropped if owed else None
     state = adopt.adopted(sync, _of_sync(read), step)
+    if owed and not sync.scheme.feedback:
+        return state, dropped
     lead = [shape[0] for name, (shape, _) in saved.items() if name.startswith("error/")]
     if lead and lead[0] != sync.axes.workers:
         return state, f"residuals of {lead[0]} workers are shared by {sync.axes.workers}, their mean as it was"

@@ -215,7 +215,7 @@ class Stages:
 
 def _alone(rows: jax.Array, owner: jax.Array | None, alive: jax.Array | None) -> reduce.Exchanged:
     got = reduce.alone(rows)
-    return got if owner is None else got._replace(mean=got.mean + owner)
+    return got if owner is None else got._replace(mean=got.mean + owner[None])
 
 
 def two_legs(scheme: Scheme, workers: int) -> bool:
