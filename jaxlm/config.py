@@ -7,6 +7,7 @@ from pathlib import Path
 from jaxlm.checkpoints.schedule import CheckpointConfig
 from jaxlm.data.config import DataConfig
 from jaxlm.decode import ConfigError, Raw, decode, dotted, encode, override, read, suggest
+from jaxlm.governance.config import GovernanceConfig
 from jaxlm.model.config import PRESETS, ModelConfig
 from jaxlm.model.generate import Sampling
 from jaxlm.optim import AdamW, Optimizer
@@ -70,6 +71,7 @@ class Run:
         plan: what the planner may choose; empty fields are chosen for the devices found.
         train: length, batch and reporting.
         checkpoint: when to save and what to keep.
+        governance: the audit trail: what is logged, signed and witnessed.
         sample: the text printed at the end.
     """
 
@@ -82,6 +84,7 @@ class Run:
     plan: Search = field(default_factory=Search)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    governance: GovernanceConfig = field(default_factory=GovernanceConfig)
     sample: Sample = field(default_factory=Sample)
 
     def __post_init__(self) -> None:
@@ -131,7 +134,7 @@ def with_preset(raw: Raw) -> Raw:
     return {**raw, "model": {**PRESETS[name], **model}}
 
 
-FREE = {"name", "plan", "checkpoint", "sample"}
+FREE = {"name", "plan", "checkpoint", "governance", "sample"}
 """Sections that a resumed run may change; of `train`, everything but the batch."""
 
 ELSEWHERE = ("data.cache ", "data.tokenizer.path ", "model.preset ")

@@ -16,6 +16,7 @@ from jaxlm.decode import ConfigError, Raw, dotted, encode, override, read
 from jaxlm.folder import Folder, open_run
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.transformer import Execution, Transformer
+from jaxlm.reading import reader
 from jaxlm.session import Session
 from jaxlm.trainer.state import TrainState
 from jaxlm.tree import named_leaves
@@ -161,7 +162,7 @@ def begin(session: Session, parent: Parent) -> TrainState[Transformer]:
     assert parent.step is not None
     state: Any = dataclasses.replace(session.fresh(), model=None)  # its random weights are let go first
     folder, run = open_run(Path(parent.run))
-    with run.checkpoint.build(folder.checkpoints) as store:
+    with run.checkpoint.build(folder.checkpoints, reader(folder, run)) as store:
         return dataclasses.replace(state, model=session.restore_model(store, parent.step))
 
 

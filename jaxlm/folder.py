@@ -76,6 +76,11 @@ class Folder:
         return self.path / "checkpoints"
 
     @property
+    def audit(self) -> Path:
+        """Logs, public keys and proofs; never a private key."""
+        return self.path / "audit"
+
+    @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 

@@ -27,6 +27,7 @@ from jaxlm.ledger import constants, memory_for, memory_path
 from jaxlm.model.generate import plain
 from jaxlm.model.latency import latency
 from jaxlm.model.transformer import Transformer
+from jaxlm.reading import accessed, reader
 from jaxlm.runtime.aot import CHIPS, chip_name
 from jaxlm.runtime.distributed import Job, start
 from jaxlm.session import (
@@ -162,17 +163,22 @@ class Trained:
         return self.session.restore_model(self.store, self.step)
 
 
-def open_trained(path: Path, step: int | None) -> Trained:
-    """Opens the newest good checkpoint of a run, or that of `step`. Raises CheckpointError when there is none."""
+def open_trained(path: Path, step: int | None, command: str = "read", *, allow_unverified: bool = False) -> Trained:
+    """Opens the newest good checkpoint of a run, or that of `step`, for a command, which the audit trail names.
+
+    Raises CheckpointError when there is none, or none that can be verified.
+    """
     folder, run = open_run(path)
     start(Job(), user_cache("xla"))
-    store = run.checkpoint.build(folder.checkpoints)
+    judge = reader(folder, run, allow_unverified=allow_unverified)
+    store = run.checkpoint.build(folder.checkpoints, judge)
     if step is None:
         found = store.latest()
         if found.step is None:
             raise CheckpointError("\n".join([f"{path} has no usable checkpoint yet", *found.skipped]))
         step = found.step
     store.fetch(step)
+    accessed(folder, command, step=step)
     tokenizer = Tokenizer.load(folder.tokenizer)
     model, how = resolve(run, tokenizer.vocab), numerics(run.model, jax.default_backend())
     devices = jax.device_count()
@@ -180,21 +186,27 @@ def open_trained(path: Path, step: int | None) -> Trained:
     return Trained(run, folder, Session(run, model, how, plan), tokenizer, step, store)
 
 
-def evaluate_run(path: Path, data: str | None, step: int | None, timed: bool = True) -> tuple[str, dict[str, Any]]:
+def evaluate_run(
+    path: Path, data: str | None, step: int | None, timed: bool = True, allow_unverified: bool = False
+) -> tuple[str, dict[str, Any]]:
     """What a run is worth on one text (see `evaluate_texts`), as a table and as facts."""
-    (facts,) = evaluate_texts(path, [data], step, timed)
+    (facts,) = evaluate_texts(path, [data], step, timed, allow_unverified)
     title = f"{path} after step {facts['step']}, on {data or 'its {} split'.format(facts['split'])}"
     return evaluation_table(title, facts), facts
 
 
 def evaluate_texts(
-    path: Path, texts: Sequence[str | None], step: int | None = None, timed: bool = True
+    path: Path,
+    texts: Sequence[str | None],
+    step: int | None = None,
+    timed: bool = True,
+    allow_unverified: bool = False,
 ) -> list[dict[str, Any]]:
     """Loss and accuracy of a run on each text, every token of it, and if `timed` the latency of a forward pass.
 
     A text is a folder, glob or file, which the run's tokenizer encodes; None is the run's own held-out split.
     """
-    trained = open_trained(path, step)
+    trained = open_trained(path, step, "eval", allow_unverified=allow_unverified)
     corpora = [_text(trained, text) for text in texts]
     with jax.set_mesh(trained.session.mesh):
         model = trained.model()
@@ -222,9 +234,11 @@ def _text(trained: Trained, data: str | None) -> tuple[Corpus, str]:
     return corpus, "text"
 
 
-def generate_text(path: Path, how: Sample, step: int | None, seed: int, stop: tuple[str, ...]) -> Iterator[bytes]:
+def generate_text(
+    path: Path, how: Sample, step: int | None, seed: int, stop: tuple[str, ...], allow_unverified: bool = False
+) -> Iterator[bytes]:
     """The bytes that the model adds to the prompt, piece by piece; of a model that translates, the translation."""
-    trained = open_trained(path, step)
+    trained = open_trained(path, step, "generate", allow_unverified=allow_unverified)
     pairs = trained.run.data.parallel is not None
     with jax.set_mesh(trained.session.mesh):
         model = plain(trained.model())

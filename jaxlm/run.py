@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from jaxlm.auditing import Auditing, Unaudited, auditing
 from jaxlm.changing import Changes, Chooser
 from jaxlm.checkpoints.errors import CheckpointError
 from jaxlm.checkpoints.processes import first_decides
@@ -28,6 +29,7 @@ from jaxlm.feedback import Feedback
 from jaxlm.files import DiskFull, room, user_cache, write_whole
 from jaxlm.finetune import check_parent
 from jaxlm.folder import Folder, write_json
+from jaxlm.governance.errors import GovernanceError
 from jaxlm.model.attention import say_kernel
 from jaxlm.planned import choose_plan, predicted
 from jaxlm.replan import Replanner
@@ -132,9 +134,13 @@ def _train(setup: Setup, stop: StopSignal, say: Say, monitor: Monitor) -> int:
     session = Session(run, resolve(run, corpus.tokenizer.vocab), setup.how, setup.plan)
     with (
         jax.set_mesh(session.mesh),
-        run.checkpoint.build(folder.checkpoints) as store,
+        auditing(setup, say) as audit,
+        run.checkpoint.build(folder.checkpoints, audit.notary) as store,
     ):
-        state, done = first_state(session, store, corpus, folder, say)
+        state, done = first_state(session, store, corpus, folder, say, audit.check)
+        audit.started(corpus.digest, done)
+        if done:
+            audit.restored(store, done)
         if (travel := describe(session.sync)) is not None:
             say(travel)
         if leader:
@@ -143,7 +149,7 @@ def _train(setup: Setup, stop: StopSignal, say: Say, monitor: Monitor) -> int:
             write_whole(folder.explanation, (explain(setup.plan, setup.cluster) + "\n").encode())
             write_whole(folder.tokenizer, corpus.tokenizer.model)
         shares = store.facts(done).get("shares") if done else None
-        training = _Training(running(setup, session, corpus, shares), corpus, store, stop, say, monitor)
+        training = _Training(running(setup, session, corpus, shares), corpus, store, audit, stop, say, monitor)
         if done < run.train.steps:
             return training.run(state, done)
         if folder.finished() == done:
@@ -160,8 +166,17 @@ class _Training:
     `now`: what runs under the plan that is followed at the moment.
     """
 
-    def __init__(self, now: Running, corpus: Corpus, store: Store, stop: StopSignal, say: Say, monitor: Monitor):
-        self.now, self.corpus, self.store, self.monitor = now, corpus, store, monitor
+    def __init__(
+        self,
+        now: Running,
+        corpus: Corpus,
+        store: Store,
+        audit: Auditing | Unaudited,
+        stop: StopSignal,
+        say: Say,
+        monitor: Monitor,
+    ):
+        self.now, self.corpus, self.store, self.audit, self.monitor = now, corpus, store, audit, monitor
         self.stop, self.say, self.again = stop, say, now.setup.options.again
         self.run_config, self.folder = now.setup.run, now.setup.folder
         self.leader = jax.process_index() == 0
@@ -194,6 +209,7 @@ class _Training:
 
         def report(finished: Finished) -> None:
             note(self.monitor, finished)
+            self.audit.observe(finished)
             self.now.recorder(finished)
             if self.now.balancer is not None:
                 self.now.balancer.say = say
@@ -242,13 +258,14 @@ class _Training:
                     if changes.chooser.decide(done):
                         with self.monitor.phase("changes the plan"):
                             self.now, state, seconds = changes.follow(self.now, state, done)
+                        self.audit.adopted(done, self.now.setup.plan)
                         feed = self.now.feed(loader)
                         compile_seconds += seconds
                 seconds = time.monotonic() - began
                 saved = saving.finally_save(outcome.step, outcome.state)
                 asked = self.stop.agreed() if outcome.signal is None else outcome.signal
                 self.stop.kept = self._kept(outcome.step, saved)
-        except CheckpointError as error:
+        except (CheckpointError, GovernanceError) as error:
             raise Stopped(str(error), f"Remove the cause, then resume: {self._resume()}") from error
         if asked is not None or outcome.reason != "done":
             return self._stopped(outcome, saved, asked)
@@ -337,6 +354,7 @@ class _Training:
             writer = JsonLines(self.folder.evaluations, keep=step - 1)
             writer(record)
             writer.close()
+        self.audit.evaluated(record)
         if self.tracking is not None:
             self.tracking.evaluated(record)
         say(f"held-out at step {step}: {result['bits_per_byte']:.4f} bits per byte, loss {result['loss']:.4f}")
@@ -415,7 +433,8 @@ class _Training:
                 plot_runs([folder.path], folder.plot)
         path = shlex.quote(str(folder.path))
         say(
-            f"run directory: {folder.path} (config.yaml plan.json metrics.jsonl summary.json loss.png checkpoints/)\n"
+            f"run directory: {folder.path} (config.yaml plan.json metrics.jsonl summary.json loss.png checkpoints/ "
+            "audit/)\n"
             f"  resume    {self._resume()} --train.steps {2 * run.train.steps}\n"
             f"  generate  {self.again} generate {path} --prompt {shlex.quote(run.sample.prompt or '')}\n"
             f"  evaluate  {self.again} eval {path}"

@@ -210,6 +210,11 @@ class Session:
             loss_chunks=self.plan.compile.loss_chunks,
         )
 
+    @property
+    def logs_layers(self) -> bool:
+        """Whether each step computes the norms that the audit trail logs of every tensor."""
+        return self.run.governance.enabled and self.run.governance.layers_every > 0
+
     def _init(self, key: jax.Array) -> TrainState[Transformer]:
         return init_state(Transformer(self.model, self.execution, key=key), self.tx, self.sync)
 
@@ -285,14 +290,21 @@ class Session:
     def compile_step(self, batch: Any) -> jax.stages.Compiled:
         """The training step, compiled once, ahead of the first step. Raises ConfigError for an unknown XLA option."""
         rate = self.run.optim.rate(self.run.train.steps)
-        step = make_train_step(next_token, self.tx, self.sync, seed=self.run.seed, report=lambda s: {"lr": rate(s)})
+        step = make_train_step(
+            next_token,
+            self.tx,
+            self.sync,
+            seed=self.run.seed,
+            report=lambda s: {"lr": rate(s)},
+            layers=self.logs_layers,
+        )
         return self._compiled(step, (self.abstract, _like(batch)), (self.places, replicated(self.mesh)), donate=(0,))
 
     def compile_balanced(self, batch: Any, pace: Pace | None = None) -> BalancedStep:
         """The training step whose replicas compute unequal shares, of batches from `shared_feed`. Raises likewise."""
         rate = self.run.optim.rate(self.run.train.steps)
         compute, finish = make_balanced_programs(
-            next_token, self.tx, seed=self.run.seed, report=lambda s: {"lr": rate(s)}
+            next_token, self.tx, seed=self.run.seed, report=lambda s: {"lr": rate(s)}, layers=self.logs_layers
         )
         like, state = _like(batch), self.abstract
         shapes: Sums = jax.eval_shape(compute, state.model, state.step, like)

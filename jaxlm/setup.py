@@ -26,6 +26,8 @@ class Options:
         again: how the printed commands begin.
         cluster_file: what this machine was measured to be; None takes what JAX reports.
         pace: slows replicas down, for experiments with unequal shares.
+        allow_rollback: go on from an older checkpoint than the audit log knows; it is logged.
+        allow_unverified: go on from a checkpoint whose signature cannot be verified; it is loud and logged.
     """
 
     job: Job = Job()
@@ -34,6 +36,8 @@ class Options:
     again: str = "jaxlm"
     cluster_file: Path | None = None
     pace: Pace | None = None
+    allow_rollback: bool = False
+    allow_unverified: bool = False
 
 
 @dataclass(frozen=True, slots=True)

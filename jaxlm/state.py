@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxlm.checkpoints.errors import CheckpointError
-from jaxlm.checkpoints.store import Store
+from jaxlm.checkpoints.store import Found, Store
 from jaxlm.config import Run
 from jaxlm.data.corpus import Corpus
 from jaxlm.decode import ConfigError, dump
@@ -21,10 +21,17 @@ def config_digest(run: Run) -> str:
 
 
 def first_state(
-    session: Session, store: Store, corpus: Corpus, folder: Folder, say: Callable[[str], None]
+    session: Session,
+    store: Store,
+    corpus: Corpus,
+    folder: Folder,
+    say: Callable[[str], None],
+    check: Callable[[Found], None] = lambda found: None,
 ) -> tuple[TrainState[Any], int]:
-    """The newest good checkpoint, or a fresh state; and how many steps it has done. Raises ConfigError."""
+    """The newest good checkpoint, or a fresh state; and how many steps it has done. `check` may refuse what was found.
+    Raises ConfigError."""
     found = store.latest()
+    check(found)
     for sentence in found.skipped:
         say(f"skipped: {sentence}")
     if found.step is None:

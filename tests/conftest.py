@@ -1,10 +1,18 @@
 """Every test runs on eight forced CPU devices, with warnings as errors and no implicit broadcasting of ranks."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # Tests wait for compilation, not for compute: unoptimised machine code comes three times faster.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+
+# The keys of the audit trails that tests leave are made for them; the account's own are left alone.
+if "JAXLM_KEYS" not in os.environ:
+    os.environ["JAXLM_KEYS"] = tempfile.mkdtemp(prefix="jaxlm-test-keys-")
+    atexit.register(shutil.rmtree, os.environ["JAXLM_KEYS"], ignore_errors=True)
 
 import jax
 import pytest

@@ -73,7 +73,7 @@ def digests(path: Path, names: Iterable[str]) -> dict[str, str | None]:
             return None
         # A little-endian view, which is the value itself on every machine that JAX runs on.
         raw = value.astype(value.dtype.newbyteorder("<"), copy=False) if value.dtype.isbuiltin == 1 else value
-        return hashlib.sha256(raw.reshape(-1).view(np.uint8)).hexdigest()  # releases the GIL
+        return hashlib.sha256(raw.reshape(-1).view(np.uint8).data).hexdigest()  # releases the GIL
 
     known = list(names)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1), "tensor-sha256") as pool:

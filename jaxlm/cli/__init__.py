@@ -82,7 +82,8 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from jaxlm.checkpoints.errors import CheckpointError
     from jaxlm.data.config import DataError
     from jaxlm.decode import ConfigError
+    from jaxlm.governance.errors import GovernanceError
     from jaxlm.runtime.lock import LockedError
     from planners.plan import PlanError
 
-    return (Refused, ConfigError, DataError, PlanError, CheckpointError, LockedError)
+    return (Refused, ConfigError, DataError, PlanError, CheckpointError, LockedError, GovernanceError)

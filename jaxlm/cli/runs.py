@@ -27,6 +27,8 @@ class Eval(Common):
     """Folder, glob or file of text or JSONL to evaluate on; default the run's own held-out split."""
     step: int | None = None
     """Which checkpoint; default the newest good one."""
+    allow_unverified: bool = False
+    """Read a checkpoint whose signature cannot be verified."""
     no_latency: bool = False
     """Do not time the forward pass (1 x 512 tokens, compiled and warmed up)."""
     json: bool = False
@@ -36,7 +38,9 @@ class Eval(Common):
         self.no_overrides()
         from jaxlm.inspect import evaluate_run
 
-        text, facts = evaluate_run(self.folder, self.data, self.step, timed=not self.no_latency)
+        text, facts = evaluate_run(
+            self.folder, self.data, self.step, timed=not self.no_latency, allow_unverified=self.allow_unverified
+        )
         print(text)
         report(self.json, facts)
         return 0
@@ -94,6 +98,8 @@ class Generate(Common):
     """End before any of these texts."""
     step: int | None = None
     """Which checkpoint; default the newest good one."""
+    allow_unverified: bool = False
+    """Read a checkpoint whose signature cannot be verified."""
     json: bool = False
     """One JSON object as the last line, instead of the text as it is made."""
 
@@ -107,7 +113,7 @@ class Generate(Common):
             how = Sample(prompt=self.prompt, **chosen)  # pyright: ignore[reportArgumentType]
         except ValueError as error:
             raise Refused(f"--{error}".replace("_", "-", 1)) from None
-        pieces = generate_text(self.folder, how, self.step, self.seed, tuple(self.stop))
+        pieces = generate_text(self.folder, how, self.step, self.seed, tuple(self.stop), self.allow_unverified)
         made = b""
         if not self.json:
             print(self.prompt, end="", flush=True)

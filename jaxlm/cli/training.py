@@ -42,6 +42,10 @@ class Train(Member):
     """Start from the weights of another run, with its tokenizer; model keys left out are its own."""
     profile: Annotated[str | None, arg(metavar="START:STOP")] = None
     """Record these steps, both included and numbered as in the log, into the run directory, for xprof or Perfetto."""
+    allow_rollback: bool = False
+    """Go on from an older checkpoint than the audit log knows; the log says so for ever."""
+    allow_unverified: bool = False
+    """Go on from a checkpoint whose signature cannot be verified; the log says so for ever."""
     print_config: bool = False
     """Print the resolved configuration, each key explained, and stop."""
 
@@ -67,7 +71,15 @@ class Train(Member):
 
         sys.stdout = cast(TextIO, Sturdy(sys.stdout))
         directory = self.run_dir or Path("runs") / run.name
-        chosen = Options(job=self.job(), plan_file=self.plan, cluster_file=self.cluster, profile=profile, again=again())
+        chosen = Options(
+            job=self.job(),
+            plan_file=self.plan,
+            cluster_file=self.cluster,
+            profile=profile,
+            again=again(),
+            allow_rollback=self.allow_rollback,
+            allow_unverified=self.allow_unverified,
+        )
         return train(run, directory, chosen)
 
 

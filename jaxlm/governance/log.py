@@ -168,7 +168,7 @@ class Log:
                     full.append(tiles.path(None, index))
                     files[full[-1]] = tiles.pack(bundle)
                     bundle.clear()
-                value = _whole(edges[level])
+                value = merkle.perfect(edges[level])
                 edges[level].clear()
                 level += 1
         for level in range(touched + 1):
@@ -221,14 +221,6 @@ def _locked(path: Path) -> IO[bytes]:
     return file
 
 
-def _whole(hashes: Sequence[bytes]) -> bytes:
-    """The root of a number of hashes that is a power of two."""
-    row = list(hashes)
-    while len(row) > 1:
-        row = [merkle.node_hash(row[at], row[at + 1]) for at in range(0, len(row), 2)]
-    return row[0]
-
-
 def _root(edges: Sequence[Sequence[bytes]]) -> bytes:
     """The root of a tree from the hashes in its unfinished tiles, lowest level first."""
     joined = None
@@ -236,7 +228,7 @@ def _root(edges: Sequence[Sequence[bytes]]) -> bytes:
         at = len(edge)
         while at > 0:
             count = at & -at
-            peak = _whole(edge[at - count : at])
+            peak = merkle.perfect(edge[at - count : at])
             joined = peak if joined is None else merkle.node_hash(peak, joined)
             at -= count
     return merkle.EMPTY if joined is None else joined

@@ -45,6 +45,14 @@ def root(node: Node, start: int, end: int) -> bytes:
     return joined
 
 
+def perfect(hashes: Sequence[bytes]) -> bytes:
+    """The root of a number of hashes that is a power of two."""
+    row = list(hashes)
+    while len(row) > 1:
+        row = [node_hash(row[at], row[at + 1]) for at in range(0, len(row), 2)]
+    return row[0]
+
+
 def is_subtree(start: int, end: int) -> bool:
     """True for a range that is one node of some tree: not empty, and aligned to the power of two that holds it."""
     return 0 <= start < end <= LIMIT and start % (1 << (end - start - 1).bit_length()) == 0

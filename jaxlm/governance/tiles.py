@@ -80,10 +80,7 @@ class Tiles:
         low = first % WIDTH
         if low + (1 << inside) > len(hashes):
             raise Rejected(f"node {level}/{index} is outside a log of {self.size} entries")
-        part = hashes[low : low + (1 << inside)]
-        while len(part) > 1:
-            part = [merkle.node_hash(part[at], part[at + 1]) for at in range(0, len(part), 2)]
-        return part[0]
+        return merkle.perfect(hashes[low : low + (1 << inside)])
 
     def hashes(self, level: int, index: int) -> list[bytes]:
         """The hashes in one tile. Raises Rejected when it is missing or of the wrong length."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.governance import entries, notes
+from jaxlm.governance.audit import read_log
 from jaxlm.governance.entries import Chain, Entry
 from jaxlm.governance.errors import GovernanceError, Rejected
 from jaxlm.governance.keys import Keys, write_public
@@ -33,36 +34,39 @@ class Trail:
         audit: the folder, made when it is new.
         name: of the log in it.
         keys: the private keys of this account.
+        run: the id of the run, for a log that is new; by default that of the other logs here, or a new one.
         flush_seconds: how long an entry may wait for company before it is made durable.
 
     Attributes:
-        history: the entries that were there when it was opened, checked.
-        alerts: what is odd about them.
+        history: the entries that were there when it was opened, those of single steps left out.
 
     Raises:
         GovernanceError: the log is not ours to write, is damaged, was rolled back, or is being written elsewhere.
     """
 
-    def __init__(self, audit: Path, name: str = "log", *, keys: Keys | None = None, flush_seconds: float = 1.0):
-        self.audit, self.name = audit, name
+    def __init__(
+        self,
+        audit: Path,
+        name: str = "log",
+        *,
+        keys: Keys | None = None,
+        flush_seconds: float = 1.0,
+        run: str | None = None,
+    ):
+        self.audit, self.name, self._given = audit, name, run
         self.keys = keys or Keys(outside=audit.parent)
         audit.mkdir(exist_ok=True)
         self.origin = self._origin()
         self._log = Log(audit / name, LogKey(self.origin, self.keys.log()))
         try:
-            found = self._log.tiles()
-            self.keys.check_pin(self._log.head, found)
-            raws = [found.entry(index) for index in range(found.size)]
-            self.history, walked = entries.walk(raws)
+            known = read_log(audit, name, keys=self.keys)
+            mine = self._last_of(host := socket.gethostname())
         except BaseException:
             self._log.close()
             raise
-        self.alerts = walked.alerts
-        self._pinned = self._log.head.size
+        self.history = known.entries
         self.keys.pin(self._log.head)
-        host = socket.gethostname()
-        mine = [raw for raw, entry in zip(raws, self.history, strict=True) if entry.host == host]
-        self._chain = Chain(host, uuid.uuid4().hex, entries.digest(mine[-1]) if mine else entries.FIRST)
+        self._chain = Chain(host, uuid.uuid4().hex, mine)
         self._flush_seconds = flush_seconds
         self._change = threading.Condition()
         self._waiting: list[tuple[str, Mapping[str, Any], float, float]] = []
@@ -140,6 +144,14 @@ class Trail:
         """The entries of one type that were there when the log was opened."""
         return [entry for entry in self.history if entry.kind == kind]
 
+    def _last_of(self, host: str) -> str:
+        """The digest of the newest entry of this host, where its chain goes on."""
+        found = self._log.tiles()
+        for index in reversed(range(found.size)):
+            if entries.parse(index, found.entry(index)).host == host:
+                return entries.digest(found.entry(index))
+        return entries.FIRST
+
     def _work(self) -> None:
         while True:
             with self._change:
@@ -176,7 +188,7 @@ class Trail:
         if not path.exists():
             if (self.audit / self.name).exists():
                 raise Rejected(f"{path} is missing: it belongs to the log beside it")
-            run = self._run()
+            run = self._given or self._run()
             origin = f"jaxlm/{run}/{self.name}"
             write_public(path, f"{LogKey(origin, self.keys.log()).verifier}\n".encode())
             return origin

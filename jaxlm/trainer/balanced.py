@@ -100,7 +100,12 @@ def add_up(done: Sums) -> tuple[Metrics, Any, jax.Array]:
 
 
 def make_balanced_programs(
-    objective: Objective, tx: optax.GradientTransformation, *, seed: int = 0, report: Report = lambda step: {}
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    *,
+    seed: int = 0,
+    report: Report = lambda step: {},
+    layers: bool = False,
 ) -> tuple[Callable[..., Sums], Callable[..., tuple[TrainState[Any], Metrics]]]:
     """The two halves of the step, ready for jit: `compute(model, step, batch)` and `finish(state, sums, shares,
     seconds)`, the state donated. One after the other they do what `make_train_step` does, and report beside it `shares`
@@ -117,7 +122,7 @@ def make_balanced_programs(
         state: TrainState[Any], done: Sums, shares: jax.Array, seconds: jax.Array
     ) -> tuple[TrainState[Any], Metrics]:
         sums, gradients, lanes = add_up(done)
-        after, metrics = update(state, tx, sums, gradients, state.sync)
+        after, metrics = update(state, tx, sums, gradients, state.sync, layers=layers)
         mine = {"batch": lanes, "shares": shares, "replica_seconds": jnp.max(seconds, axis=1)}
         return after, {**metrics, **mine, **report(state.step)}
 

@@ -49,14 +49,19 @@ class NonFinite(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """One finished step: its number (from 1), its scalars, the seconds since the step before it ended, the hash of its
-    batch, and what it reports of each replica, in order."""
+    """One finished step.
+
+    Its number (from 1), its scalars, the seconds since the step before it ended, the hash of its batch, what it reports
+    of each replica, in order, and the norms of each tensor's gradient, weights and update, float32 [3, tensors], where
+    the step computes them.
+    """
 
     step: int
     scalars: Scalars
     seconds: float
     batch: str = ""
     vectors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    layers: np.ndarray | None = None
 
 
 def train(
@@ -131,11 +136,12 @@ class _Meter:
         now = self.clock()
         seconds, self.last = now - self.last, now
         norms, batch = np.asarray(values.pop("norms")), as_text(values.pop("batch"))
+        layers = values.pop("layers", None)
         if not values.pop("finite"):
             raise NonFinite(step, culprits(values, norms, self.tensors))
         scalars = {name: float(value) for name, value in values.items() if np.ndim(value) == 0}
         vectors = {name: tuple(value.tolist()) for name, value in values.items() if np.ndim(value) == 1}
-        self.report(Finished(step, scalars, seconds, batch, vectors))
+        self.report(Finished(step, scalars, seconds, batch, vectors, layers))
 
     def restart(self) -> None:
         """Time spent in hooks belongs to no step."""

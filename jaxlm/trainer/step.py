@@ -26,6 +26,7 @@ def make_train_step(
     *,
     seed: int = 0,
     report: Report = lambda step: {},
+    layers: bool = False,
 ) -> Step[Any]:
     """Returns `step(state, batch) -> (state, metrics)`, ready for jit with the state donated.
 
@@ -37,7 +38,7 @@ def make_train_step(
     def step(state: TrainState[Any], batch: Any) -> tuple[TrainState[Any], Metrics]:
         key = step_key(seed, state.step)
         synced = sync.gradients(objective, state.model, batch, key, state.sync, state.step)
-        after, metrics = update(state, tx, synced.sums, synced.gradients, synced.state)
+        after, metrics = update(state, tx, synced.sums, synced.gradients, synced.state, layers=layers)
         return after, {**metrics, **synced.report, "batch": fingerprint(batch, jnp), **report(state.step)}
 
     return step
@@ -49,12 +50,19 @@ def step_key(seed: int, step: jax.Array) -> jax.Array:
 
 
 def update(
-    state: TrainState[M], tx: optax.GradientTransformation, sums: Metrics, gradients: M, sync_state: Any
+    state: TrainState[M],
+    tx: optax.GradientTransformation,
+    sums: Metrics,
+    gradients: M,
+    sync_state: Any,
+    *,
+    layers: bool = False,
 ) -> tuple[TrainState[M], Metrics]:
     """The state after the optimizer has seen a gradient, and what there is to report.
 
     Metrics: `loss`, `weight`, every other sum of the objective divided by the weight, `grad_norm`, `norms` (one per
-    gradient tensor, tree order), and `finite`.
+    gradient tensor, tree order), and `finite`; with `layers` also `layers`, float32 [3, tensors]: the norms of each
+    tensor's gradient, weights before the update, and update.
     """
     with jax.named_scope("optimizer"):
         norms = gradient_norms(gradients)
@@ -64,8 +72,11 @@ def update(
         model = optax.apply_updates(state.model, updates)  # pyright: ignore[reportArgumentType]
         keep = lambda new, old: jnp.where(finite, new, old)
         model, opt, sync_state = jax.tree.map(keep, (model, opt, sync_state), (state.model, state.opt, state.sync))
+        sizes = {}
+        if layers:
+            sizes["layers"] = jnp.stack([norms, gradient_norms(state.model), gradient_norms(updates)])
     weight = jnp.maximum(sums["weight"], 1.0)
     means = {name: value / weight for name, value in sums.items() if name != "weight"}
-    metrics = means | {"weight": sums["weight"], "grad_norm": norm, "norms": norms, "finite": finite}
+    metrics = means | sizes | {"weight": sums["weight"], "grad_norm": norm, "norms": norms, "finite": finite}
     step = state.step + finite.astype(jnp.int32)
     return TrainState(step=step, finite=finite, model=model, opt=opt, sync=sync_state), metrics

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from jaxlm.governance import entries, notes
+from jaxlm.governance.audit import read_log
 from jaxlm.governance.entries import Chain
 from jaxlm.governance.errors import GovernanceError, Rejected
 from jaxlm.governance.keys import Keys
@@ -32,8 +33,9 @@ def test_what_was_committed_is_there_when_it_is_opened_again(tmp_path: Path, key
         assert trail.commit("eval", {"step": 300}) == 300
     with Trail(tmp_path / "audit", keys=keys) as again:
         assert again.run == run
-        assert [entry.body["step"] for entry in again.history] == [*range(301)]
-        assert [entry.seq for entry in again.history] == [*range(301)]
+        assert [entry.body["step"] for entry in again.history] == [300]
+        whole = read_log(tmp_path / "audit", keys=keys, full=True).entries
+        assert [entry.body["step"] for entry in whole] == [entry.seq for entry in whole] == [*range(301)]
         again.record("eval", {"step": 301})
     with Trail(tmp_path / "audit", keys=keys) as third:
         assert (third.history[-1].seq, third.history[-1].prev) == (0, entries.digest(_raw(third, 300)))
@@ -91,6 +93,20 @@ def test_a_log_that_was_rolled_back_or_rewritten_is_refused(tmp_path: Path, keys
     shutil.rmtree(keys.folder / "heads")
     with pytest.raises(Rejected, match="not JSON"):
         Trail(tmp_path / "audit", keys=keys)
+
+
+def test_a_changed_entry_or_hash_is_found_by_recomputing_every_tile(tmp_path: Path, keys: Keys):
+    with Trail(tmp_path / "audit", keys=keys) as trail:
+        for step in range(300):
+            trail.record("train.step", _step(step))
+    for tile in ("tile/entries/000", "tile/0/000", "tile/0/001.p/44", "tile/1/000.p/1", "tile/entries/001.p/44"):
+        path = tmp_path / "audit/log" / tile
+        whole = path.read_bytes()
+        path.write_bytes(whole[:30] + bytes([whole[30] ^ 1]) + whole[31:])
+        with pytest.raises(Rejected, match=r"not made of|do not lead"):
+            read_log(tmp_path / "audit", keys=keys)
+        path.write_bytes(whole)
+    read_log(tmp_path / "audit", keys=keys)
 
 
 def _key(tmp_path: Path, keys: Keys) -> Any:

@@ -1,0 +1,190 @@
+"""What a run writes into its audit trail: the only place where training and the trail meet."""
+
+import hashlib
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlm.checkpoints.errors import CheckpointError
+from jaxlm.checkpoints.processes import first_does
+from jaxlm.checkpoints.store import Found, Store
+from jaxlm.governance import node
+from jaxlm.governance.keys import Keys, public_pem, write_public
+from jaxlm.governance.notary import Notary
+from jaxlm.governance.trail import Trail
+from jaxlm.reading import parent_of, tensor_root
+from jaxlm.setup import Setup
+from jaxlm.state import config_digest
+from jaxlm.trainer.loop import Finished
+from planners.plan import Plan
+
+Say = Callable[[str], None]
+_PRECISION = 6
+"""Digits of a norm in the log."""
+
+
+class Auditing:
+    """The trail of one process of a run that trains. Use as a context.
+
+    Every process writes a log of its own; process 0 signs checkpoints, judges them, and logs steps.
+
+    Raises:
+        GovernanceError: the trail that is there is not as it was left, or is not ours.
+    """
+
+    def __init__(self, setup: Setup, say: Say):
+        run, folder, process = setup.run, setup.folder, jax.process_index()
+        self.setup, self.say, self.leader = setup, say, process == 0
+        self.every = run.governance.layers_every
+        keys = Keys(outside=folder.path)
+        open_trail = lambda name, of: Trail(
+            folder.audit, name, keys=keys, flush_seconds=run.governance.flush_seconds, run=of
+        )
+        self.trail: Trail | None = None
+
+        def lead() -> str:
+            self.trail = open_trail("log", None)
+            return self.trail.run
+
+        identity = first_does(lead)
+        self.trail = self.trail or open_trail(f"log-{process}", identity)
+        self.notary: Notary | None = None
+        self.forgiven: list[str] = []
+        self._rollback_from: int | None = None
+        if not self.leader:
+            return
+        write_public(folder.audit / "signer.pem", public_pem(keys.checkpoint().public_key()))
+        facts = {"config": config_digest(run), "plan": setup.plan.digest, "host": self.trail.host}
+        self.notary = Notary(self.trail, facts, self._forgive if setup.options.allow_unverified else None)
+
+    def __enter__(self) -> "Auditing":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        assert self.trail is not None
+        self.trail.__exit__(kind, error, trace)
+
+    def check(self, found: Found) -> None:
+        """Raises CheckpointError, on every process, when the newest good checkpoint is older than the log knows."""
+
+        def judge() -> None:
+            assert self.notary is not None
+            newest, options = self.notary.judge.commits.newest, self.setup.options
+            if newest is None or (found.step is not None and found.step >= newest):
+                return
+            there = "there is none that is good" if found.step is None else f"the newest good one is {found.step}"
+            reasons = "".join(f"\n  {sentence}" for sentence in found.skipped)
+            if not (options.allow_rollback or options.allow_unverified):
+                raise CheckpointError(
+                    f"the audit log knows a checkpoint of step {newest}, and {there}:{reasons or ' it was removed'}\n"
+                    "Going on from an older one loses what came after it, and hides that somebody went back. Restore "
+                    f"checkpoint {newest} from a backup, or say --allow-rollback, which is logged"
+                )
+            self.say(f"WARNING: going back from step {newest}, which the log knows: {there}")
+            self._rollback_from = newest
+
+        first_does(judge)
+
+    def restored(self, store: Store, step: int) -> None:
+        """A run goes on from `step`."""
+        if self.leader:
+            body = store.manifest(step)
+            entry: dict[str, Any] = {"step": step, "manifest": body["digest"], "tensor_root": tensor_root(body)}
+            entry |= {} if self._rollback_from is None else {"rollback_from": self._rollback_from}
+            entry |= {"unverified": self.forgiven} if self.forgiven else {}
+            self._commit("ckpt.restore", entry)
+
+    def started(self, corpus_digest: str, step: int) -> None:
+        """Everything that defines the run, once all of it is known."""
+        assert self.trail is not None
+        run, plan = self.setup.run, self.setup.plan
+        signer = public_pem(self.trail.keys.checkpoint().public_key())
+        body = {
+            "run": self.trail.run,
+            "name": run.name,
+            "stage": "pretrain" if run.parent is None else "finetune",
+            "step": step,
+            "config": config_digest(run),
+            "plan": plan.digest,
+            "data": corpus_digest,
+            "signer": hashlib.sha256(signer).hexdigest(),
+            "node": node.facts(jax.process_index(), jax.default_backend()),
+            "processes": jax.process_count(),
+            "jaxlm": version("jaxlm"),
+            "jax": jax.__version__,
+        }
+        if run.parent is not None:
+            body["parent"] = parent_of(run)
+        self._record("access", {"command": "train", "account": node.account()})
+        self._commit("run.start", body)
+        self.adopted(step, plan)
+        if self.leader and (alerts := node.cloned(other.body["node"] for other in self.trail.find("run.start"))):
+            self.say("\n".join(f"audit: {alert}" for alert in alerts))
+
+    def adopted(self, step: int, plan: Plan) -> None:
+        """A plan is followed from here on."""
+        if self.leader:
+            self._record("plan.adopt", {"step": step, "plan": plan.digest, "summary": plan.summary()})
+
+    def observe(self, finished: Finished) -> None:
+        """One finished step."""
+        if not self.leader:
+            return
+        self._record("train.step", {"step": finished.step, "batch": finished.batch, **finished.scalars})
+        if self.every and finished.layers is not None and finished.step % self.every == 0:
+            gradient, weight, update = (_short(row) for row in finished.layers)
+            self._record(
+                "train.layer", {"step": finished.step, "gradient": gradient, "weight": weight, "update": update}
+            )
+
+    def evaluated(self, record: dict[str, Any]) -> None:
+        if self.leader:
+            self._record("eval", record)
+
+    def _forgive(self, fault: str) -> None:
+        if fault not in self.forgiven:
+            self.forgiven.append(fault)
+            self.say(f"WARNING: restoring what cannot be verified, as --allow-unverified says: {fault}")
+
+    def _record(self, kind: str, body: dict[str, Any]) -> None:
+        assert self.trail is not None
+        self.trail.record(kind, body)
+
+    def _commit(self, kind: str, body: dict[str, Any]) -> None:
+        assert self.trail is not None
+        self.trail.commit(kind, body)
+
+
+class Unaudited:
+    """In place of `Auditing` where governance.enabled is false: does nothing."""
+
+    notary = None
+
+    def __enter__(self) -> "Unaudited":
+        return self
+
+    def __exit__(self, *_: Any) -> None: ...
+
+    def check(self, found: Found) -> None: ...
+
+    def restored(self, store: Store, step: int) -> None: ...
+
+    def started(self, corpus_digest: str, step: int) -> None: ...
+
+    def adopted(self, step: int, plan: Plan) -> None: ...
+
+    def observe(self, finished: Finished) -> None: ...
+
+    def evaluated(self, record: dict[str, Any]) -> None: ...
+
+
+def auditing(setup: Setup, say: Say) -> "Auditing | Unaudited":
+    """The trail of this process, as the configuration says."""
+    return Auditing(setup, say) if setup.run.governance.enabled else Unaudited()
+
+
+def _short(row: np.ndarray) -> list[float]:
+    return [float(f"{value:.{_PRECISION}g}") for value in row]

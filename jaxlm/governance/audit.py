@@ -1,0 +1,96 @@
+"""Reads the log of a run and checks everything about it that can be checked offline."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jaxlm.governance import canonical, entries, heads, merkle, notes, tiles
+from jaxlm.governance.entries import Entry
+from jaxlm.governance.errors import Rejected
+from jaxlm.governance.heads import Head
+from jaxlm.governance.keys import Keys
+from jaxlm.governance.log import HEAD, reader
+from jaxlm.governance.notes import Note, Verifier
+from jaxlm.governance.tiles import WIDTH, Tiles
+
+FREQUENT = (b'"type":"train.step"}', b'"type":"train.layer"}')
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A log as it was read and verified against its own head.
+
+    Attributes:
+        key: of the log, by the public key beside it.
+        head: its signed head.
+        note: with its signatures.
+        entries: parsed, those of single steps left out unless asked for.
+        alerts: what is odd but breaks nothing; only known after a full reading.
+    """
+
+    key: Verifier
+    head: Head
+    note: Note
+    entries: list[Entry]
+    alerts: list[str] = field(default_factory=list)
+
+    @property
+    def run(self) -> str:
+        return self.key.name.split("/")[1]
+
+
+def read_log(audit: Path, name: str = "log", *, keys: Keys | None, full: bool = False) -> Known:
+    """The log `name` in an audit folder, every hash recomputed from the entries.
+
+    Args:
+        audit: such as RUN/audit.
+        name: of the log.
+        keys: whose pinned heads it must not fall behind; None looks at no pins.
+        full: parse every entry and check the chains of the hosts too.
+
+    Raises:
+        Rejected: something in there is not what the head was signed over.
+    """
+    folder = audit / name
+    try:
+        key = notes.parse_verifier((audit / f"{name}.vkey").read_text())
+        head, note = heads.read((folder / HEAD).read_bytes(), key)
+    except (OSError, UnicodeDecodeError) as error:
+        raise Rejected(f"{folder} is no log: {getattr(error, 'strerror', None) or error}") from None
+    found = reader(folder, head.size)
+    if keys is not None:
+        keys.check_pin(head, found)
+    raws = verified(found, head)
+    if full:
+        known, walked = entries.walk(raws)
+        return Known(key, head, note, known, walked.alerts)
+    wanted = ((index, raw) for index, raw in enumerate(raws) if not raw.endswith(FREQUENT))
+    return Known(key, head, note, [entries.parse(index, raw) for index, raw in wanted])
+
+
+def verified(found: Tiles, head: Head) -> Iterator[bytes]:
+    """The entries of a log in order, after every tile was recomputed from them and their root found in the head.
+
+    Raises:
+        Rejected: naming the first tile that is not the one of these entries.
+    """
+    row: list[bytes] = []
+    for index in range(-(-head.size // WIDTH)):
+        row += map(merkle.leaf_hash, found.entries(index))
+    level = 0
+    while row:
+        for index in range(-(-len(row) // WIDTH)):
+            if found.hashes(level, index) != row[index * WIDTH : (index + 1) * WIDTH]:
+                width = tiles.width(len(row), index)
+                raise Rejected(f"{tiles.path(level, index, width)} is not made of the entries below it")
+        full = len(row) // WIDTH
+        row = [merkle.perfect(row[n * WIDTH : (n + 1) * WIDTH]) for n in range(full)]
+        level += 1
+    if found.root() != head.root:
+        raise Rejected("the entries do not lead to the signed root")
+    return (found.entry(index) for index in range(head.size))
+
+
+def body_text(entry: Entry) -> str:
+    """What an entry says, on one line."""
+    return canonical.dump(entries.finite(entry.body)).decode()

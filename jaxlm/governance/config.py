@@ -1,0 +1,26 @@
+"""What a run writes into its audit trail, and when."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GovernanceConfig:
+    """The audit trail of a run, in RUN/audit; see `jaxlm audit`.
+
+    Attributes:
+        enabled: sign checkpoints and log what happens; with false nothing is logged, signed or verified against a log.
+        layers_every: steps between entries with the norms of each tensor's gradient, weights and update; 0: never.
+        flush_seconds: how long an entry waits for others before it is made durable; checkpoints never wait.
+        witnesses: a tlog-policy file with the logs' witnesses, their URLs and the quorum; null: no witness is asked.
+    """
+
+    enabled: bool = True
+    layers_every: int = 20
+    flush_seconds: float = 1.0
+    witnesses: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.layers_every < 0:
+            raise ValueError(f"governance.layers_every={self.layers_every} must not be negative; 0 logs no layers")
+        if self.flush_seconds <= 0:
+            raise ValueError(f"governance.flush_seconds={self.flush_seconds} must be positive")
