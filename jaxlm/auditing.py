@@ -1,8 +1,11 @@
 """What a run writes into its audit trail: the only place where training and the trail meet."""
 
+import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,9 +15,12 @@ from jaxlm.checkpoints.errors import CheckpointError
 from jaxlm.checkpoints.processes import first_does
 from jaxlm.checkpoints.store import Found, Store
 from jaxlm.governance import node
+from jaxlm.governance.errors import GovernanceError
 from jaxlm.governance.keys import Keys, public_pem, write_public
 from jaxlm.governance.notary import Notary
 from jaxlm.governance.trail import Trail
+from jaxlm.governance.trust import load_policy, without
+from jaxlm.governance.witnessing import Witnessing
 from jaxlm.reading import parent_of, tensor_root
 from jaxlm.setup import Setup
 from jaxlm.state import config_digest
@@ -54,9 +60,12 @@ class Auditing:
         self.notary: Notary | None = None
         self.forgiven: list[str] = []
         self._rollback_from: int | None = None
+        self.witnessing: Witnessing | None = None
         if not self.leader:
             return
         write_public(folder.audit / "signer.pem", public_pem(keys.checkpoint().public_key()))
+        if run.governance.witnesses is not None:
+            self.witnessing = self._witnesses(Path(run.governance.witnesses))
         facts = {"config": config_digest(run), "plan": setup.plan.digest, "host": self.trail.host}
         self.notary = Notary(self.trail, facts, self._forgive if setup.options.allow_unverified else None)
 
@@ -65,7 +74,11 @@ class Auditing:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         assert self.trail is not None
-        self.trail.__exit__(kind, error, trace)
+        try:
+            self.trail.__exit__(kind, error, trace)
+        finally:
+            if self.witnessing is not None:
+                self.witnessing.close()
 
     def check(self, found: Found) -> None:
         """Raises CheckpointError, on every process, when the newest good checkpoint is older than the log knows."""
@@ -97,8 +110,8 @@ class Auditing:
             entry |= {"unverified": self.forgiven} if self.forgiven else {}
             self._commit("ckpt.restore", entry)
 
-    def started(self, corpus_digest: str, step: int) -> None:
-        """Everything that defines the run, once all of it is known."""
+    def started(self, corpus_digest: str, step: int, tensors: Sequence[str]) -> None:
+        """Everything that defines the run, once all of it is known; `tensors` names the columns of `train.layer`."""
         assert self.trail is not None
         run, plan = self.setup.run, self.setup.plan
         signer = public_pem(self.trail.keys.checkpoint().public_key())
@@ -113,9 +126,12 @@ class Auditing:
             "signer": hashlib.sha256(signer).hexdigest(),
             "node": node.facts(jax.process_index(), jax.default_backend()),
             "processes": jax.process_count(),
+            "tensors": list(tensors),
             "jaxlm": version("jaxlm"),
             "jax": jax.__version__,
         }
+        if (mine := self.trail.keys.own_witness()) is not None:
+            body["own_witness"] = mine.hex()
         if run.parent is not None:
             body["parent"] = parent_of(run)
         self._record("access", {"command": "train", "account": node.account()})
@@ -143,6 +159,20 @@ class Auditing:
     def evaluated(self, record: dict[str, Any]) -> None:
         if self.leader:
             self._record("eval", record)
+
+    def _witnesses(self, path: Path) -> Witnessing:
+        assert self.trail is not None
+        trail, policy = self.trail, load_policy(path)
+        mine = trail.keys.own_witness()
+        policy = dataclasses.replace(without(policy, [mine] if mine else []), logs=(trail.verifier,))
+
+        def alert(why: str) -> None:
+            self.say(f"audit: {why}")
+            verdict = {"rule": "witnesses", "policy": hashlib.sha256(path.read_bytes()).hexdigest(), "action": "alert"}
+            with suppress(GovernanceError):  # the trail may be closed already, or has failed, which is said elsewhere
+                trail.record("policy.verdict", {**verdict, "why": why})
+
+        return Witnessing(trail.audit / trail.name, policy, alert)
 
     def _forgive(self, fault: str) -> None:
         if fault not in self.forgiven:
@@ -172,7 +202,7 @@ class Unaudited:
 
     def restored(self, store: Store, step: int) -> None: ...
 
-    def started(self, corpus_digest: str, step: int) -> None: ...
+    def started(self, corpus_digest: str, step: int, tensors: Sequence[str]) -> None: ...
 
     def adopted(self, step: int, plan: Plan) -> None: ...
 

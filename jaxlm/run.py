@@ -138,7 +138,7 @@ def _train(setup: Setup, stop: StopSignal, say: Say, monitor: Monitor) -> int:
         run.checkpoint.build(folder.checkpoints, audit.notary) as store,
     ):
         state, done = first_state(session, store, corpus, folder, say, audit.check)
-        audit.started(corpus.digest, done)
+        audit.started(corpus.digest, done, list(named_leaves(session.abstract.model)))
         if done:
             audit.restored(store, done)
         if (travel := describe(session.sync)) is not None:

@@ -37,7 +37,8 @@ def first_state(
     if found.step is None:
         if lost := store.begun():
             raise CheckpointError(
-                f"every checkpoint in {store.directory} is damaged (steps {', '.join(map(str, lost))}, see above): "
+                f"every checkpoint in {store.directory} is damaged or cannot be verified "
+                f"(steps {', '.join(map(str, lost))}, see above): "
                 "restore one from a backup, or begin again in another --run-dir"
             )
         if session.run.parent is None:

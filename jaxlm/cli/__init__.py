@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import subcommand
 
+from jaxlm.cli.audit import Audit
 from jaxlm.cli.common import Refused
 from jaxlm.cli.data import Data
 from jaxlm.cli.drilling import Drill
@@ -31,6 +32,7 @@ Command = (
     | Annotated[Generate, subcommand("generate")]
     | Annotated[LaunchJob, subcommand("launch")]
     | Annotated[Drill, subcommand("drill")]
+    | Annotated[Audit, subcommand("audit")]
     | Annotated[Doctor, subcommand("doctor")]
 )
 

@@ -58,9 +58,9 @@ def read_log(audit: Path, name: str = "log", *, keys: Keys | None, full: bool = 
     except (OSError, UnicodeDecodeError) as error:
         raise Rejected(f"{folder} is no log: {getattr(error, 'strerror', None) or error}") from None
     found = reader(folder, head.size)
+    raws = verified(found, head)
     if keys is not None:
         keys.check_pin(head, found)
-    raws = verified(found, head)
     if full:
         known, walked = entries.walk(raws)
         return Known(key, head, note, known, walked.alerts)

@@ -70,6 +70,10 @@ class Keys:
         """True when the log key here is the one with this public key; makes none."""
         return (self.folder / "log.pem").is_file() and self.log().public_key().public_bytes_raw() == public
 
+    def own_witness(self) -> bytes | None:
+        """The raw public key of the witness of this account; None where there is none. It vouches for no log here."""
+        return self.witness().public_key().public_bytes_raw() if (self.folder / "witness.pem").is_file() else None
+
     def pin(self, head: Head) -> None:
         """Remembers the newest head of a log. A power cut may take the last ones back, never forward."""
         path = self._pin(head.origin)

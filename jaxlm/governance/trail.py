@@ -21,7 +21,7 @@ from jaxlm.governance.entries import Chain, Entry
 from jaxlm.governance.errors import GovernanceError, Rejected
 from jaxlm.governance.keys import Keys, write_public
 from jaxlm.governance.log import Log
-from jaxlm.governance.notes import LogKey
+from jaxlm.governance.notes import LogKey, Verifier
 
 BATCH = 256
 _MOST = 1 << 16
@@ -82,6 +82,11 @@ class Trail:
         return self.origin.split("/")[1]
 
     @property
+    def verifier(self) -> Verifier:
+        """The public key of the log."""
+        return LogKey(self.origin, self.keys.log()).verifier
+
+    @property
     def host(self) -> str:
         return self._chain.host
 
@@ -91,8 +96,11 @@ class Trail:
         Raises:
             GovernanceError: the log cannot be written any more, or is too far behind.
         """
+        entries.check_body(kind, body, "a new entry")
         with self._change:
             self._raise()
+            if self._closed:
+                raise GovernanceError(f"the audit log {self.audit / self.name} is closed")
             if len(self._waiting) >= _MOST:
                 raise GovernanceError(f"{len(self._waiting):,} entries wait for the log {self.audit / self.name}")
             self._waiting.append((kind, body, time.monotonic(), time.time()))

@@ -1,0 +1,248 @@
+"""Verifies the audit trail of a whole run, or of one proof, as a stranger would: offline, with public keys."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxlm.checkpoints import manifest
+from jaxlm.checkpoints.errors import CheckpointError
+from jaxlm.folder import Folder, open_run
+from jaxlm.governance import canonical, entries, evidence, heads, merkle, model_signature, node, notes
+from jaxlm.governance.audit import Known, read_log
+from jaxlm.governance.entries import Entry
+from jaxlm.governance.errors import GovernanceError, Rejected
+from jaxlm.governance.evidence import Proof
+from jaxlm.governance.heads import Head
+from jaxlm.governance.keys import Keys, load_public, public_pem
+from jaxlm.governance.log import reader
+from jaxlm.governance.notary import Commits, Judge
+from jaxlm.governance.notes import Note
+from jaxlm.governance.trust import UNKNOWN, Trust
+from jaxlm.governance.witnessing import cosigned
+
+_LARGEST_KEY = 1 << 16
+
+
+@dataclass
+class Report:
+    """What an audit found, line by line.
+
+    Attributes:
+        lines: what holds.
+        alerts: what is odd.
+        faults: what does not hold; none means that everything does.
+        anchored: whether a key or policy of the reader's own vouches for it.
+    """
+
+    anchored: bool = False
+    lines: list[str] = field(default_factory=list)
+    alerts: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        marked = [
+            *(f"ok      {line}" for line in self.lines),
+            *(f"ALERT   {line}" for line in self.alerts),
+            *(f"FAILED  {line}" for line in self.faults),
+        ]
+        if self.faults:
+            return "\n".join([*marked, f"{len(self.faults)} of these do not hold"])
+        return "\n".join([*marked, "everything holds" if self.anchored else f"{UNKNOWN}: give --key or --policy"])
+
+
+def verify_run(path: Path, trust: Trust, *, pins: bool = True) -> Report:
+    """Every log, every entry, every chain, every checkpoint that is there. `pins`: also that no log falls behind what
+    this account has seen of it."""
+    folder, run = open_run(path)
+    report = Report(anchored=trust.key is not None or trust.policy is not None)
+    names = sorted(p.name.removesuffix(".vkey") for p in folder.audit.glob("*.vkey"))
+    if "log" not in names:
+        report.faults.append(f"{folder.audit} holds no log of a run" + _why(run.governance.enabled))
+        return report
+    known: dict[str, Known] = {}
+    for name in names:
+        try:
+            known[name] = read_log(folder.audit, name, keys=Keys() if pins else None, full=True)
+            report.lines.append(f"{name}: {known[name].head.size:,} entries lead to its head and follow each other")
+        except GovernanceError as error:
+            report.faults.append(f"{name}: {error}")
+    own = _own_witnesses(known)
+    for name, log in known.items():
+        _trusted(report, folder, name, log, trust, own)
+    ids = {log.run for log in known.values()}
+    if len(ids) > 1:
+        report.faults.append(f"the logs belong to different runs: {', '.join(sorted(ids))}")
+    report.alerts += node.cloned(e.body["node"] for log in known.values() for e in log.entries if e.kind == "run.start")
+    if "log" in known:
+        _checkpoints(report, folder, run.checkpoint.build(folder.checkpoints).directory, known["log"])
+    report.faults += [f"{path} is a private key inside the run directory" for path in private_keys(folder.path)]
+    return report
+
+
+def verify_bundle(path: Path, trust: Trust, checkpoint: Path | None, signer: Path | None) -> Report:
+    """A tlog-proof that carries its entry; with `checkpoint` and `signer`, that the checkpoint is the one it names."""
+    report = Report(anchored=trust.key is not None or trust.policy is not None)
+    try:
+        proof = evidence.parse(path.read_bytes())
+        if proof.extra is None:
+            raise Rejected("the proof carries no entry")
+        entry = entries.parse(proof.index, proof.extra)
+        head = proof.check(proof.extra)
+        report.lines.append(f"entry {proof.index} ({entry.kind}) is in the log {head.origin} of {head.size:,} entries")
+        key = _key_of(proof.note, head, trust)
+        if key is not None:
+            report.lines.append(trust.judge(key, [proof.note])[0])
+        report.lines.append(f"it says: {canonical.dump(entries.finite(entry.body)).decode()}")
+        if checkpoint is not None:
+            _checkpoint_of(report, entry, checkpoint, signer)
+    except (GovernanceError, CheckpointError, OSError) as error:
+        report.faults.append(str(error))
+    return report
+
+
+def prove(path: Path, *, step: int | None = None, index: int | None = None) -> Proof:
+    """A proof of the newest checkpoint entry of `step`, or of the entry `index`, that carries the entry.
+
+    Raises:
+        GovernanceError: there is none, or the log does not hold.
+    """
+    folder, _ = open_run(path)
+    log = read_log(folder.audit, keys=Keys())
+    if index is None:
+        commits = [e.index for e in log.entries if e.kind == "ckpt.commit" and e.body["step"] == step]
+        if not commits:
+            steps = sorted({e.body["step"] for e in log.entries if e.kind == "ckpt.commit"})
+            raise GovernanceError(f"the log knows no checkpoint of step {step} (steps: {steps})")
+        index = commits[-1]
+    note, size = log.note, log.head.size
+    for other in _cosigned(folder, "log", log):
+        if (seen := heads.parse(other.text)).size > index:
+            note, size = other, seen.size
+    if not 0 <= index < size:
+        raise GovernanceError(f"the log has {size} entries, none has index {index}")
+    found = reader(folder.audit / "log", log.head.size)
+    path_up = merkle.inclusion_proof(found.node, index, 0, size)
+    return Proof(index, tuple(path_up), note, found.entry(index))
+
+
+def show(path: Path, kinds: tuple[str, ...] = (), last: int | None = None, name: str = "log") -> Iterator[Entry]:
+    """The entries of a log of a run, oldest first, some kinds only, the last so many. Raises GovernanceError."""
+    folder, _ = open_run(path)
+    if unknown := set(kinds) - entries.KINDS.keys():
+        raise GovernanceError(f"--type {min(unknown)} is unknown; there are {' '.join(entries.KINDS)}")
+    found = [e for e in read_log(folder.audit, name, keys=None, full=True).entries if not kinds or e.kind in kinds]
+    yield from found if last is None else found[-last:] if last else []
+
+
+def private_keys(folder: Path) -> list[str]:
+    """Files below `folder` that hold a private key, by their content."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.is_symlink() and path.stat().st_size <= _LARGEST_KEY:
+            content = path.read_bytes()
+            if b"PRIVATE KEY-----" in content or b"PRIVATE+KEY+" in content or b"AGE-SECRET-KEY-" in content:
+                found.append(path.relative_to(folder).as_posix())
+    return found
+
+
+def _trusted(report: Report, folder: Folder, name: str, log: Known, trust: Trust, own: set[bytes]) -> None:
+    try:
+        said, seen = trust.judge(log.key, [log.note, *_cosigned(folder, name, log)], own if name == "log" else ())
+    except Rejected as error:
+        if name == "readers" and trust.policy is not None:  # of commands that only read; no witness is asked about it
+            report.alerts.append(f"{name}: {error}")
+            return
+        report.faults.append(f"{name}: {error}")
+        return
+    if report.anchored:
+        report.lines.append(f"{name}: {said}")
+    if seen is not None and seen.size < log.head.size:
+        report.alerts.append(f"{name}: witnesses saw {seen.size:,} of {log.head.size:,} entries")
+    report.alerts += [f"{name}: {alert}" for alert in log.alerts]
+    for entry in log.entries:
+        if entry.kind == "ckpt.restore" and (entry.body.get("unverified") or entry.body.get("rollback_from")):
+            report.alerts.append(f"{name}: entry {entry.index}: {canonical.dump(entry.body).decode()}")
+
+
+def _cosigned(folder: Folder, name: str, log: Known) -> list[Note]:
+    """The head that witnesses signed, if it is of this log and what its entries lead to."""
+    path = cosigned(folder.audit / name)
+    if not path.is_file():
+        return []
+    head, note = heads.read(path.read_bytes(), log.key)
+    found = reader(folder.audit / name, log.head.size)
+    if head.size > log.head.size or merkle.root(found.node, 0, head.size) != head.root:
+        raise Rejected(f"{path.name} is a head of another history of this log")
+    return [note]
+
+
+def _own_witnesses(known: dict[str, Known]) -> set[bytes]:
+    starts = (e.body for log in known.values() for e in log.entries if e.kind == "run.start")
+    return {bytes.fromhex(body["own_witness"]) for body in starts if body.get("own_witness")}
+
+
+def _checkpoints(report: Report, folder: Folder, directory: Path, log: Known) -> None:
+    commits = Commits.of(log.entries)
+    starts = [e for e in log.entries if e.kind == "run.start"]
+    try:
+        pem = (folder.audit / "signer.pem").read_bytes()
+        key = load_public(pem)
+    except (OSError, Rejected) as error:
+        report.faults.append(f"signer.pem: {error}")
+        return
+    if not starts or hashlib.sha256(public_pem(key)).hexdigest() != starts[-1].body["signer"]:
+        report.faults.append("signer.pem is not the key that the log names as that of the checkpoints")
+        return
+    judge, there = Judge(log.run, key, commits), []
+    steps = sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit()) if directory.is_dir() else []
+    for step in steps:
+        try:
+            body = manifest.read(directory / str(step))
+            manifest.verify(directory / str(step), body)
+            judge.check(directory / str(step), body)
+            there.append(step)
+        except (CheckpointError, GovernanceError) as error:
+            report.faults.append(f"checkpoint {step}: {error}")
+    if there:
+        report.lines.append(f"checkpoints {', '.join(map(str, there))}: every byte as signed and logged")
+    if commits.newest is not None and commits.newest not in steps:
+        report.faults.append(f"checkpoint {commits.newest}, the newest that the log knows, is gone")
+
+
+def _key_of(note: Note, head: Head, trust: Trust) -> notes.Verifier | None:
+    """The trusted key under the name of this log, since the proof carries none."""
+    known = [trust.key] if trust.key is not None else []
+    known += list(trust.policy.logs) if trust.policy is not None else []
+    for key in known:
+        own = notes.Verifier(head.origin, notes.ED25519, key.key)
+        if own in note.signed_by([own]):
+            return own
+    if known:
+        raise Rejected(f"the head of {head.origin} is not signed by a key that is trusted here")
+    return None
+
+
+def _checkpoint_of(report: Report, entry: Entry, checkpoint: Path, signer: Path | None) -> None:
+    if entry.kind != "ckpt.commit":
+        raise Rejected(f"the proof is of an entry {entry.kind}, not of a checkpoint")
+    if signer is None:
+        raise Rejected("--checkpoint needs --signer, the public key of the run's checkpoints (audit/signer.pem)")
+    said = model_signature.read(checkpoint, load_public(signer.read_bytes()))
+    if said.payload != entry.body["payload"]:
+        raise Rejected(f"{checkpoint} is not the checkpoint that the entry names")
+    model_signature.check_listing(checkpoint, said.files)
+    model_signature.check_files(checkpoint, said.files)
+    report.lines.append(f"{checkpoint} is that checkpoint, every byte of its {len(said.files)} files")
+
+
+def _why(enabled: bool) -> str:
+    return "" if enabled else " (governance.enabled is false)"
+
+
+def as_json(entry: Entry) -> dict[str, Any]:
+    """An entry as one flat object, for `--json`."""
+    return {"index": entry.index, "type": entry.kind, "host": entry.host, "seq": entry.seq, "t_wall": entry.t_wall} | {
+        "body": entry.body
+    }

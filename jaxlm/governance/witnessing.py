@@ -1,0 +1,77 @@
+"""Shows the heads of a log to its witnesses while it grows; training never waits for them."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxlm.files import write_whole
+from jaxlm.governance import notes
+from jaxlm.governance.cosigning import cosign
+from jaxlm.governance.errors import Rejected
+from jaxlm.governance.log import HEAD, reader
+from jaxlm.governance.quorum import Policy
+
+SECONDS = 10.0
+
+
+class Witnessing:
+    """Asks from a thread of its own every so many seconds, and once more when it is closed.
+
+    The newest head with a quorum lies in `NAME.cosigned` beside the log. A witness that does not answer is told to
+    `alert` once, and again after it has answered.
+
+    Args:
+        folder: of the log, as audit/log.
+        policy: witnesses with their URLs.
+        alert: is told what is wrong, from the thread.
+        seconds: between two heads.
+    """
+
+    def __init__(self, folder: Path, policy: Policy, alert: Callable[[str], None], seconds: float = SECONDS):
+        self.folder, self.policy, self._alert, self._seconds = folder, policy, alert, seconds
+        self.size = -1  # of the newest head that has a quorum
+        self._down: set[str] = set()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="witnesses", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """After a last try, which may take as long as the slowest witness."""
+        self._end.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        ended = False
+        while not ended:
+            ended = self._end.wait(self._seconds)
+            try:
+                self._ask()
+            except Exception as error:  # a thread that dies would leave the log unwitnessed in silence
+                self._complain("the witnesses", f"{type(error).__name__}: {error}")
+
+    def _ask(self) -> None:
+        note = notes.parse((self.folder / HEAD).read_bytes())
+        size = int(note.text.split("\n")[1])
+        if size == self.size:
+            return
+        note, failed = cosign(self.policy, note, reader(self.folder, size))
+        for name, why in failed.items():
+            self._complain(name, why)
+        self._down &= failed.keys()
+        try:
+            self.policy.check(note)
+        except Rejected as error:
+            self._complain("quorum", str(error))
+            return
+        write_whole(cosigned(self.folder), bytes(note))
+        self.size = size
+
+    def _complain(self, name: str, why: str) -> None:
+        if name not in self._down:
+            self._down.add(name)
+            self._alert(f"{name}: {why}")
+
+
+def cosigned(folder: Path) -> Path:
+    """Where the newest head with a quorum lies, of the log in `folder`."""
+    return folder.with_name(f"{folder.name}.cosigned")
