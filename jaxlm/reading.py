@@ -39,8 +39,11 @@ def reader(folder: Folder, run: Run, *, allow_unverified: bool = False) -> Reade
     Raises:
         CheckpointError: its audit trail does not hold.
     """
-    if not run.governance.enabled and not folder.audit.exists():
-        return None
+    if not folder.audit.exists():
+        local = run.checkpoint.path is None or "://" not in run.checkpoint.path
+        nothing = local and not run.checkpoint.build(folder.checkpoints).directory.is_dir()
+        if nothing or not run.governance.enabled:
+            return None
     warn = lambda fault: print(f"WARNING: not verified, as --allow-unverified says: {fault}", file=sys.stderr)
     try:
         log = read_log(folder.audit, keys=Keys())

@@ -31,16 +31,16 @@ def first_state(
     """The newest good checkpoint, or a fresh state; and how many steps it has done. `check` may refuse what was found.
     Raises ConfigError."""
     found = store.latest()
-    check(found)
     for sentence in found.skipped:
         say(f"skipped: {sentence}")
+    if found.step is None and (lost := store.begun()):
+        raise CheckpointError(
+            f"every checkpoint in {store.directory} is damaged or cannot be verified "
+            f"(steps {', '.join(map(str, lost))}, see above): "
+            "restore one from a backup, or begin again in another --run-dir"
+        )
+    check(found)
     if found.step is None:
-        if lost := store.begun():
-            raise CheckpointError(
-                f"every checkpoint in {store.directory} is damaged or cannot be verified "
-                f"(steps {', '.join(map(str, lost))}, see above): "
-                "restore one from a backup, or begin again in another --run-dir"
-            )
         if session.run.parent is None:
             return session.fresh(), 0
         say(starting(session.run, session.run.parent))

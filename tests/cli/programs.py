@@ -51,7 +51,9 @@ def start(
     arguments: Sequence[str | Path], *, home: Path, devices: int = 1, program: Sequence[str] = ("-m", "jaxlm")
 ) -> subprocess.Popen[str]:
     """A `jaxlm` process with its own user cache and that many CPU devices; `program` says what Python runs."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX", "XLA", "UV", "PYTHONDONT"))}
+    environment = {
+        k: v for k, v in os.environ.items() if k == "JAXLM_KEYS" or not k.startswith(("JAX", "XLA", "UV", "PYTHONDONT"))
+    }
     environment |= {"XDG_CACHE_HOME": str(home), "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"}
     environment |= {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     return subprocess.Popen(
