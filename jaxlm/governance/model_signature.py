@@ -7,6 +7,7 @@ could lead elsewhere or be confused, and one form of the signature.
 """
 
 import hashlib
+import re
 import stat
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,14 @@ from jaxlm.governance import canonical, dsse
 from jaxlm.governance.errors import Rejected
 
 NAME = "model.sig"
+_STATE = r"state/(?:ocdbt\.process_\d+/)?"
+_KINDS = re.compile(
+    rf"manifest\.json|state/(?:_METADATA|_CHECKPOINT_METADATA|_sharding|commit_success\.txt|array_metadatas/process_\d+)"
+    rf"|{_STATE}(?:manifest\.ocdbt|d/[0-9a-f]{{32}})"
+)
+_METADATA = re.compile(r"state/(?:_METADATA|_CHECKPOINT_METADATA|_sharding|array_metadatas/process_\d+)")
+_ELSEWHERE = re.compile(rb'[a-z0-9+]+://|"(?:kvstore|driver|base)"\s*:|\\u00(?:2[ef]|3a)|\.\./', re.IGNORECASE)
+_LONGEST_METADATA = 1 << 26
 _STATEMENT = "https://in-toto.io/Statement/v1"
 _PREDICATE = "https://model_signing/signature/v1.0"
 _SERIALIZATION = {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": [NAME]}
@@ -106,6 +115,20 @@ def check_files(folder: Path, files: Mapping[str, str]) -> None:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != expected:
             raise Rejected(f"{name} has SHA-256 {found[:12]}.., signed was {expected[:12]}..: damaged")
+
+
+def check_kinds(folder: Path, files: Iterable[str]) -> None:
+    """Raises Rejected for a file of a kind that no checkpoint has, and for metadata that names another place: a signed
+    checkpoint may still come from somebody who wants code run or other data read. Reads the metadata."""
+    for name in files:
+        if not _KINDS.fullmatch(name):
+            raise Rejected(f"{name} is of a kind that checkpoints do not hold")
+        if _METADATA.fullmatch(name):
+            content = (folder / name).read_bytes()
+            if len(content) > _LONGEST_METADATA:
+                raise Rejected(f"{name} is {len(content):,} bytes of metadata, which is too much")
+            if found := _ELSEWHERE.search(content):
+                raise Rejected(f"{name} names another place: {found.group().decode(errors='replace')}")
 
 
 def check_names(names: Iterable[str]) -> None:

@@ -83,6 +83,7 @@ class Judge:
             path = min(name for name in files.keys() | said.files.keys() if files.get(name) != said.files.get(name))
             raise Rejected(f"{path} is not what was signed")
         model_signature.check_listing(folder, said.files)
+        model_signature.check_kinds(folder, said.files)
         if about.get("tensor_root") != root_of(body):
             raise Rejected("the tensors in the manifest are not those that were signed")
         logged = self.commits.payloads.get(step)
