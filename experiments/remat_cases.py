@@ -1,7 +1,7 @@
 """Training steps whose memory is planned to a budget: what is predicted of them, and what the compiler makes of it."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,16 +10,19 @@ import numpy as np
 from experiments.benchmarks.memory import plan_of, run_of, workload
 from experiments.benchmarks.memory_cases import Case
 from jaxlm.compiled import Compiler, target_of
+from jaxlm.model.config import PRESETS
 from planners.candidates import REMATS, Candidates
 from planners.machines.cluster_file import load_cluster
 from planners.machines.topology import Cluster
-from planners.plan import Prediction, Segment, Workload
+from planners.plan import PlanError, Prediction, Segment, Workload
 from planners.prices.assumptions import Assumptions
 from planners.prices.cost import price
 from planners.prices.recompute import Keeping, keeping
 from planners.programs.compiled import Compiled
 from planners.remat.policy import Mix, Policy, Run
+from planners.search import plan
 from planners.space.mixes import Blocks, Ends, between, ends_of, nothing_again, policy, problem, solver
+from planners.suggestions import suggest
 from planners.wishes import Search
 
 NAMED: dict[str, tuple[str, ...]] = {
@@ -146,3 +149,38 @@ class Subject:
         kept = self._kept((*each.save, *each.offload))
         hidden = 0.5 * kept.attention if causal and self.workload.causal else 0.0
         return self.ends.sequences * (kept.flops - hidden)
+
+
+def planned_subject(
+    preset: str,
+    cluster_name: str,
+    *,
+    sequence: int,
+    sequences: int,
+    loss_chunks: int = 1,
+    mesh: Mapping[str, int] | None = None,
+) -> Subject:
+    """A step of a model on a cluster, its mesh as the planner chooses it where all is recomputed.
+
+    Args:
+        preset: of the model.
+        cluster_name: preset or file.
+        sequence: tokens of one sequence; `sequences` of them per device make the batch, all of it one microbatch.
+        loss_chunks: pieces of the loss.
+        mesh: sizes of axes that are not the planner's to choose.
+
+    Raises PlanError for an unknown model, where no mesh divides the work or nothing fits.
+    """
+    if preset not in PRESETS:
+        raise PlanError(f"there is no model {preset!r}{suggest(preset, PRESETS)}")
+    cluster = load_cluster(cluster_name)
+    batch = cluster.count * sequences
+    any_mesh = Case(
+        preset=preset, mesh=f"data={cluster.count}", remat="full", microbatch=batch, sequence=sequence,
+        loss_chunks=loss_chunks, chip=target_of(cluster).kind,
+    )  # fmt: skip
+    first = Subject(case=any_mesh, cluster_name=cluster_name)
+    wish = Search(mesh=dict(mesh or {}), microbatch=batch, loss_chunks=loss_chunks, remat="full")
+    chosen = plan(first.workload, cluster, wish).mesh
+    named = " ".join(f"{axis}={size}" for axis, size in chosen.items() if size > 1) or "data=1"
+    return dataclasses.replace(first, case=dataclasses.replace(any_mesh, mesh=named))

@@ -23,7 +23,7 @@ from typing import Any
 from experiments.benchmarks.memory import plan_of, run_of
 from experiments.benchmarks.memory_cases import Case
 from experiments.entry import main
-from experiments.remat_cases import Subject
+from experiments.remat_cases import Subject, planned_subject
 from experiments.report import Report, Row
 from experiments.runs import Sections, merged, sections, trained
 from experiments.runs import run_of as configured
@@ -196,17 +196,10 @@ def _found(folder: Folder) -> dict[str, Any]:
 
 def predicted_rows(config: Config) -> tuple[list[Row], dict[str, Any]]:
     """Step time predicted, memory predicted and compiled, for the paper's cluster."""
-    from planners.search import plan
-
-    cluster = load_cluster(config.cluster)
-    batch = cluster.count * config.sequences
-    one = Case(preset=config.preset, mesh=f"data={cluster.count}", remat="full", microbatch=batch,
-               sequence=config.sequence, loss_chunks=config.loss_chunks, chip=target_of(cluster).kind)  # fmt: skip
-    replicas = Subject(case=one, cluster_name=config.cluster)
-    wish = Search(mesh={"data": config.nodes}, microbatch=batch, loss_chunks=config.loss_chunks, remat="full")
-    mesh = plan(replicas.workload, cluster, wish).mesh
-    named = " ".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1)
-    chosen = Subject(case=dataclasses.replace(one, mesh=named), cluster_name=config.cluster)
+    size = {"sequence": config.sequence, "sequences": config.sequences, "loss_chunks": config.loss_chunks}
+    chosen = planned_subject(config.preset, config.cluster, mesh={"data": config.nodes}, **size)
+    alone = dataclasses.replace(chosen.case, mesh=f"data={chosen.cluster.count}")
+    replicas, named = dataclasses.replace(chosen, case=alone), chosen.case.mesh
     whole = chosen.ends.none.memory_bytes
     budget = config.share * whole
     less = chosen.mix("dp", budget)
