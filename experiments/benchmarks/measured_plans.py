@@ -5,6 +5,8 @@ Question: every feasible plan of a small model is compiled and timed in turns; t
           the interval of the difference contain 0?
 Cost:     some minutes on two cores with eight devices; most of it compiles.
 Run:      XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m experiments.benchmarks.measured_plans
+          On hosts with a slow link: python -m experiments.benchmarks.measured_plans
+          configs/experiments/measured_plans_link.yaml (root; some four minutes).
           Several processes: add --coordinator HOST:PORT --processes N --process I to each; process 0 reports.
 """
 
@@ -17,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.benchmarks.shaped_link import Link, over_link
 from experiments.entry import main
 from experiments.report import Report, Row
 from experiments.weight_gradient import RandomTokens
@@ -24,7 +27,7 @@ from jaxlm.checkpoints.processes import first_does
 from jaxlm.config import Run
 from jaxlm.decode import ConfigError
 from jaxlm.runtime.distributed import Job, start
-from jaxlm.session import Session, local_machine, numerics, resolve, workload_of
+from jaxlm.session import Session, described_machine, local_machine, numerics, resolve, workload_of
 from planners.learning.agent import Agent
 from planners.learning.arms import LINKS, arm
 from planners.machines.topology import Cluster
@@ -46,6 +49,8 @@ class Config:
         steps: of each plan in one round, run one after the other.
         probes: plans that the agent may try.
         plans: most plans that are timed, spread over the predicted order; 0 times them all.
+        cluster: file of this job as `jaxlm probe` measured it, for the planner; null takes what JAX reports.
+        link: hosts of this machine, joined by a slow link, that the plans are measured on; null: on this one.
         run: the training run whose step is timed, on random tokens; model.vocab must be set.
         coordinator: HOST:PORT of process 0, for a job of several processes.
         processes: processes of the job.
@@ -57,6 +62,8 @@ class Config:
     steps: int = 1
     probes: int = 3
     plans: int = 0
+    cluster: str | None = None
+    link: Link | None = None
     run: Run = dataclasses.field(default_factory=Run)
     coordinator: str | None = None
     processes: int = 1
@@ -110,9 +117,12 @@ def feasible(workload: Workload, cluster: Cluster, search: Search) -> list[Plan]
 
 def execute(config: Config, out: Path) -> Report:
     """Compiles and times every feasible plan."""
+    if config.link is not None:
+        return over_link("benchmarks.measured_plans", config, config.link, out)
     start(Job(coordinator=config.coordinator, processes=config.processes, process=config.process), None)
     run = config.run
-    model, how, cluster = resolve(run, run.model.vocab), numerics(run.model, jax.default_backend()), local_machine()
+    model, how = resolve(run, run.model.vocab), numerics(run.model, jax.default_backend())
+    cluster = local_machine() if config.cluster is None else described_machine(Path(config.cluster))
     workload = workload_of(run, model, how)
     plans = sorted(feasible(workload, cluster, run.plan), key=lambda plan: _predicted(plan))
     chosen = search_plan(workload, cluster, run.plan)
