@@ -15,7 +15,7 @@ import optax
 from jaxlm import syncing
 from jaxlm.checkpoints.errors import CheckpointError
 from jaxlm.checkpoints.store import Store
-from jaxlm.collectives.compressed import Compressed
+from jaxlm.collectives.local import LocalSteps
 from jaxlm.collectives.schemes import Scheme
 from jaxlm.collectives.sync import GradSync
 from jaxlm.config import Run
@@ -38,6 +38,7 @@ from jaxlm.trainer.balanced import (
     seconds_sharding,
     sums_sharding,
 )
+from jaxlm.trainer.local import make_local_step
 from jaxlm.trainer.state import TrainState, init_state
 from jaxlm.trainer.step import make_train_step
 from jaxlm.tree import from_named, named_leaves
@@ -195,7 +196,7 @@ class Session:
         return syncing.optimizer(self.run, self.scheme)
 
     @cached_property
-    def sync(self) -> GradSync:
+    def sync(self) -> GradSync | LocalSteps:
         shapes = jax.eval_shape(lambda: Transformer(self.model, self.execution, key=jax.random.key(0)))
         return syncing.sync_of(self.run, self.plan, self.scheme, self.mesh, shapes)
 
@@ -224,7 +225,7 @@ class Session:
         state = jax.eval_shape(lambda: self._init(jax.random.key(0)))
         places = shardings(state, self.mesh, self.plan.rules.parameters)
         opt = shardings(state.opt, self.mesh, self.plan.rules.optimizer)
-        sync = self.sync.places() if isinstance(self.sync, Compressed) else places.sync
+        sync = syncing.places(self.sync, state.model)
         places = dataclasses.replace(places, opt=opt, sync=sync)
         with_sharding = lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p)
         return jax.tree.map(with_sharding, state, places)
@@ -247,14 +248,16 @@ class Session:
         if FREEZE not in ours and FREEZE in saved:
             theirs.add(FREEZE)
         missing = {FREEZE} & (ours.keys() - saved.keys())
-        wanted = {name: leaf for name, leaf in ours.items() if name not in missing} | syncing.readable(self.sync, saved)
+        wanted = {name: leaf for name, leaf in ours.items() if name not in missing} | syncing.readable(
+            self.sync, saved, self.abstract.model
+        )
         if theirs:
             require_known(step, saved, {*wanted, *theirs})
         named, facts = store.restore(step, wanted, partial=bool(theirs))
         if missing:
             warm = self.scheme.warm_steps(self.run.train.steps) if self.scheme else 0
             named[FREEZE] = jax.device_put(jnp.asarray(warm, jnp.int32), replicated(self.mesh))
-        sync, said = syncing.restored(self.sync, saved, named, step)
+        sync, said = syncing.restored(self.sync, saved, named, step, self.abstract.model)
         facts = facts if said is None else {**facts, "residuals": said}
         state = from_named(dataclasses.replace(self.abstract, sync=()), named)
         state = dataclasses.replace(state, sync=sync)
@@ -290,14 +293,15 @@ class Session:
     def compile_step(self, batch: Any) -> jax.stages.Compiled:
         """The training step, compiled once, ahead of the first step. Raises ConfigError for an unknown XLA option."""
         rate = self.run.optim.rate(self.run.train.steps)
-        step = make_train_step(
-            next_token,
-            self.tx,
-            self.sync,
-            seed=self.run.seed,
-            report=lambda s: {"lr": rate(s)},
-            layers=self.logs_layers,
-        )
+        how: dict[str, Any] = {
+            "seed": self.run.seed,
+            "report": lambda s: {"lr": rate(s)},
+            "layers": self.logs_layers,
+        }
+        if isinstance(self.sync, LocalSteps):
+            step = make_local_step(next_token, self.sync, **how)
+        else:
+            step = make_train_step(next_token, self.tx, self.sync, **how)
         return self._compiled(step, (self.abstract, _like(batch)), (self.places, replicated(self.mesh)), donate=(0,))
 
     def compile_balanced(self, batch: Any, pace: Pace | None = None) -> BalancedStep:

@@ -5,15 +5,19 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxlm.collectives import adopt
 from jaxlm.collectives.compressed import Compressed, cut_leaves
+from jaxlm.collectives.local import LocalSteps, shared
 from jaxlm.collectives.schemes import Scheme, check, compressed, scheme
 from jaxlm.collectives.sync import GradSync, Implicit
 from jaxlm.config import Run
 from jaxlm.optim import AdamW, Sgd
+from jaxlm.tree import from_named, named_leaves
 from planners.plan import Plan, PlanError
 
 Facts = tuple[tuple[int, ...], Any]
@@ -50,6 +54,8 @@ def asked(run: Run, plan: Plan) -> Scheme | None:
 def optimizer(run: Run, made: Scheme | None) -> optax.GradientTransformation:
     """The run's optimizer, as its exchange needs it: what the exchange does itself is left out."""
     steps = run.train.steps
+    if made is not None and made.kind == "local_sgd":
+        return optax.identity()  # each worker has its own, which is state of the exchange
     if made is None or made.kind not in CLIPS:
         return run.optim.build(steps)
     if made.momentum and isinstance(run.optim, AdamW):
@@ -59,22 +65,32 @@ def optimizer(run: Run, made: Scheme | None) -> optax.GradientTransformation:
     return dataclasses.replace(run.optim, clip_norm=0.0).build(steps)
 
 
-def sync_of(run: Run, plan: Plan, made: Scheme | None, mesh: Mesh, model: Any) -> GradSync:
+def sync_of(run: Run, plan: Plan, made: Scheme | None, mesh: Mesh, model: Any) -> GradSync | LocalSteps:
     """The sync of a model, given as arrays or shapes."""
     if made is None:
         return Implicit()
+    leaves = cut_leaves(model, mesh, plan.rules.parameters, made.axis)
+    if made.kind == "local_sgd":
+        inner = run.optim.build(run.train.steps)
+        return LocalSteps(made, mesh, leaves, run.train.steps, inner, plan.rules.optimizer)
     optim, decay = run.optim, 0.0
     if isinstance(optim, AdamW) and made.momentum:
         decay = optim.b1
     elif isinstance(optim, Sgd) and made.kind == "dgc":
         decay = optim.momentum
-    leaves = cut_leaves(model, mesh, plan.rules.parameters, made.axis)
     clip = optim.clip_norm if made.kind in CLIPS else 0.0
     return Compressed(made, mesh, leaves, run.train.steps, decay=decay, clip=clip)
 
 
-def describe(sync: GradSync) -> str | None:
+def describe(sync: GradSync | LocalSteps) -> str | None:
     """One line on what travels; None where all is exact."""
+    if isinstance(sync, LocalSteps):
+        scheme = sync.scheme
+        told = f"top {scheme.density:.2%}" if scheme.bits == 0 else f"{scheme.bits} bits"
+        return (
+            f"weights: {sync.axes.workers} workers along {scheme.axis} train apart and exchange their difference in "
+            f"{told} every {scheme.every} steps; what is evaluated and generated from is what they have in common"
+        )
     if not isinstance(sync, Compressed):
         return None
     kind, axis, workers = sync.scheme.kind, sync.scheme.axis, sync.axes.workers
@@ -92,19 +108,57 @@ def describe(sync: GradSync) -> str | None:
     )
 
 
-def readable(sync: GradSync, names: Mapping[str, Facts]) -> dict[str, Any]:
-    """What the sync takes over of a checkpoint whose tensors are `names`, by the names it has there, as shapes."""
+def places(sync: GradSync | LocalSteps, model: Any) -> Any:
+    """The sharding of each tensor of a sync's state; `model` holds arrays or shapes."""
+    if isinstance(sync, LocalSteps):
+        return sync.places(model)
+    return sync.places() if isinstance(sync, Compressed) else ()
+
+
+def readable(sync: GradSync | LocalSteps, names: Mapping[str, Facts], model: Any) -> dict[str, Any]:
+    """What the sync of a model (arrays or shapes) takes over of a checkpoint whose tensors are `names`, by the names it
+    has there, as shapes."""
+    if isinstance(sync, LocalSteps):
+        return local_readable(sync, model, names)
     if not isinstance(sync, Compressed):
         return {}
     return {f"{PREFIX}{name}": shape for name, shape in adopt.readable(sync, _of_sync(names)).items()}
 
 
-def restored(sync: GradSync, names: Mapping[str, Facts], read: Mapping[str, Any], step: int) -> tuple[Any, str | None]:
+def _local(sync: LocalSteps, model: Any) -> tuple[Any, dict[str, Any]]:
+    """The state of local steps as shapes with shardings: as a tree, and by name."""
+    with_place = lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p)
+    state = jax.tree.map(with_place, jax.eval_shape(sync.init, model), sync.places(model))
+    return state, named_leaves(state)
+
+
+def local_readable(sync: LocalSteps, model: Any, names: Mapping[str, Facts]) -> dict[str, Any]:
+    """As `readable`. Raises PlanError where the run was not one of local steps."""
+    saved, found = _of_sync(names), {}
+    for name, leaf in _local(sync, model)[1].items():
+        if name not in saved:
+            raise PlanError(
+                f"communication.{sync.scheme.axis}: this run began without local steps (its checkpoint has no "
+                f"{PREFIX}{name}); begin another one with local_sgd, from its weights: --from RUN"
+            )
+        shape, dtype = saved[name]
+        place, same = leaf.sharding, shape == leaf.shape
+        spec = place.spec if same or shape[0] % sync.axes.workers == 0 else P(None, *place.spec[1:])
+        found[f"{PREFIX}{name}"] = jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(sync.mesh, spec))
+    return found
+
+
+def restored(
+    sync: GradSync | LocalSteps, names: Mapping[str, Facts], read: Mapping[str, Any], step: int, model: Any
+) -> tuple[Any, str | None]:
     """The state of the sync after `step` steps from what was `read` of a checkpoint whose tensors are `names`, and what
     there is to say about it. Raises PlanError where the sync cannot begin here."""
     saved = _of_sync(names)
     owed = any(name.startswith(("error/", "owner/")) for name in saved)
     dropped = "what workers still owed from compressed steps is dropped: nothing is remembered from now on"
+    if isinstance(sync, LocalSteps):
+        tree, like = _local(sync, model)
+        return from_named(tree, shared(_of_sync(read), like)), None
     if not isinstance(sync, Compressed):
         return (), dropped if owed else None
     state = adopt.adopted(sync, _of_sync(read), step)

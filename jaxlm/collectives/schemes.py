@@ -202,8 +202,6 @@ def check(scheme: Scheme, optimizer: str, workers: int, *, momentum: float = 0.0
             f"{where}: only {' and '.join(REPLICA_AXES)} can be compressed. Along {scheme.axis} the compiler moves "
             "weights or activations, not gradients of whole replicas; put the slow link on zone"
         )
-    if scheme.kind == "local_sgd":
-        raise PlanError(f"{where}: the trainer does not train apart yet; choose a scheme that exchanges every step")
     if scheme.every != 1 and scheme.kind != "local_sgd":
         raise PlanError(f"{where} with every={scheme.every}: only local_sgd trains between exchanges; leave every out")
     if scheme.kind == "dgc" and optimizer != "sgd":

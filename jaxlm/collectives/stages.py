@@ -54,6 +54,7 @@ class Stages:
         decay: of the optimizer's momentum, where the scheme sends or corrects it.
         clip: largest norm of a gradient, where the exchange clips; 0 does not.
         ramp: steps over which DGC's density falls.
+        codec: of the lossy stage, where it is not the scheme's own.
     """
 
     scheme: Scheme
@@ -62,6 +63,7 @@ class Stages:
     decay: float
     clip: float
     ramp: int
+    codec: Codec | None = None
 
     @property
     def rule(self) -> Rule:
@@ -129,7 +131,7 @@ class Stages:
 
         ramp = [top(density, self.scheme.small) for density in RAMP if density > self.scheme.density]
         if self.scheme.kind != "dgc" or not self.ramp or not ramp:
-            return *through(self.scheme.codec), given.starts
+            return *through(self.codec or self.scheme.codec), given.starts
         codecs: list[TopK] = [*ramp, top(self.scheme.density, self.scheme.small)]
         at = jnp.clip(after_warmup * len(ramp) // self.ramp, 0, len(ramp))
         return *jax.lax.switch(at, [lambda codec=codec: through(codec) for codec in codecs]), given.starts

@@ -1,13 +1,11 @@
 """What training carries from step to step."""
 
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
-
-from jaxlm.collectives.sync import GradSync
 
 M = TypeVar("M")
 
@@ -25,7 +23,13 @@ class TrainState(Generic[M]):
     sync: Any
 
 
-def init_state(model: M, tx: optax.GradientTransformation, sync: GradSync) -> TrainState[M]:
+class Remembers(Protocol):
+    """What has a state of its own beside model and optimizer."""
+
+    def init(self, model: Any) -> Any: ...
+
+
+def init_state(model: M, tx: optax.GradientTransformation, sync: Remembers) -> TrainState[M]:
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         finite=jnp.ones((), jnp.bool_),
