@@ -228,6 +228,10 @@ Scheme: TypeAlias = Literal[
 ]
 """What is sent over a slow axis instead of float32 gradients."""
 
+Budget: TypeAlias = Literal["exact", "16-bit", "8-bit", "feedback"]
+"""What may be lost of one exchange: nothing; what 16 bits lose; what 8 bits lose; anything that error feedback brings
+later (which wants an optimizer that bears it, see `jaxlm.collectives.schemes`)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Communication:

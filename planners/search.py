@@ -3,12 +3,13 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from planners.communication import travelling
 from planners.explain import gib
 from planners.findings import Prediction
 from planners.layout import EXECUTABLE, check_executable, indivisible, rules
 from planners.machines.device_order import arranged
 from planners.machines.topology import Cluster
-from planners.plan import MESH_AXES, Batch, Communication, Compile, Plan, PlanError, Schedule, Segment, Workload
+from planners.plan import MESH_AXES, Batch, Compile, Plan, PlanError, Schedule, Segment, Workload
 from planners.prices.assumptions import Assumptions
 from planners.prices.paper_cost import Eq1
 from planners.schedules.ordering import ordered
@@ -72,7 +73,18 @@ def shortlist(
     made = (best, *(_made(choices[row], workload, search) for row in others))
     made = tuple(dataclasses.replace(each, device_order=order_of_devices) for each in made)
     balanced = (shared(each, search, cluster, workload.compute_dtype) for each in made)
-    return tuple(ordered(each, workload, cluster, search, assumptions) for each in balanced)
+    return tuple(
+        _travelling(ordered(each, workload, cluster, search, assumptions), workload, cluster, search)
+        for each in balanced
+    )
+
+
+def _travelling(made: Plan, workload: Workload, cluster: Cluster, search: Search) -> Plan:
+    """The plan with how gradients travel, and why, where the search asks for it."""
+    if not search.communication:
+        return made
+    said, why = travelling(made, search.communication, workload, cluster)
+    return dataclasses.replace(made, communication=said, assumptions={**made.assumptions, **why})
 
 
 def _made(choice: Choice, workload: Workload, search: Search) -> Plan:
@@ -93,11 +105,6 @@ def _made(choice: Choice, workload: Workload, search: Search) -> Plan:
             loss_chunks=choice.loss_chunks,
         ),
         schedule=Schedule(pipeline="interleaved", virtual=choice.virtual) if choice.virtual > 1 else Schedule(),
-        communication=tuple(
-            Communication(axis=axis, scheme=travel.scheme, parameters=dict(travel.parameters), every=travel.every)
-            for axis, travel in search.communication.items()
-            if travel.scheme != "none"
-        ),
         predicted=choice.predicted,
     )
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from planners.balance import Balance
-from planners.plan import MESH_AXES, Plan, Scheme, Workload
+from planners.plan import MESH_AXES, Budget, Plan, Workload
 from planners.suggestions import suggest
 
 REMATS = ("auto", "dp", "greedy", "lagrangian", "learned", "static", "threshold", "full", "none")
@@ -38,14 +38,19 @@ class Travel:
     Attributes:
         scheme: what is sent: `none` (exact), `bf16`, `int8`, `int8_shared` or `fp8`; with error feedback `int4`,
             `sign`, `topk` and `powersgd`; `dgc` for optim.kind=sgd; `local_sgd` trains apart, and exchanges now and
-            then.
+            then; `auto` is the fastest by prediction that loses no more than `budget` allows, which may be none.
         parameters: of the scheme, e.g. {density: 0.01}; the others have their defaults. A wrong name lists them all.
         every: steps between exchanges, for local_sgd.
+        budget: what `auto` may lose: nothing (`exact`), as much as `16-bit` or `8-bit` codes do, or anything that error
+            `feedback` brings later.
     """
 
-    scheme: Scheme = "none"
+    scheme: Literal[
+        "none", "auto", "bf16", "int8", "int8_shared", "fp8", "int4", "sign", "topk", "dgc", "powersgd", "local_sgd"
+    ] = "none"
     parameters: dict[str, float] = field(default_factory=dict)
     every: int = 1
+    budget: Budget = "8-bit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
