@@ -10,8 +10,9 @@ from jaxlm.config import Run, build, differences
 from jaxlm.decode import ConfigError, dump, read
 from jaxlm.files import write_whole
 
-APART = (".lock", "hosts")
-"""What may lie in the directory of a run before it begins: its lock, and what the launcher of many hosts keeps."""
+APART = (".lock", "hosts", "audit")
+"""What may lie in the directory of a run before its configuration does: its lock, what a launcher of many hosts keeps,
+and the audit trail, which process 0 may have begun before another process looks here."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from experiments.weight_gradient import RandomTokens
 from jaxlm.checkpoints.processes import first_does
 from jaxlm.config import Run
 from jaxlm.decode import ConfigError
+from jaxlm.files import user_cache
 from jaxlm.runtime.distributed import Job, start
 from jaxlm.session import Session, described_machine, local_machine, numerics, resolve, workload_of
 from planners.learning.agent import Agent
@@ -119,7 +120,8 @@ def execute(config: Config, out: Path) -> Report:
     """Compiles and times every feasible plan."""
     if config.link is not None:
         return over_link("benchmarks.measured_plans", config, config.link, out)
-    start(Job(coordinator=config.coordinator, processes=config.processes, process=config.process), None)
+    job = Job(coordinator=config.coordinator, processes=config.processes, process=config.process)
+    start(job, user_cache("xla"))  # a second time only what is timed takes time
     run = config.run
     model, how = resolve(run, run.model.vocab), numerics(run.model, jax.default_backend())
     cluster = local_machine() if config.cluster is None else described_machine(Path(config.cluster))

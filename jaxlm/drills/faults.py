@@ -217,8 +217,11 @@ def throttle(setting: Setting) -> tuple[Seen, Course]:
         rate = f"{max(bits / SLOW_STEP, 64_000):.0f}bit"
         net.shape(rate)
         began, reached = time.monotonic(), course.step
-        course.until(lambda: course.step >= reached + 3 or course.ended, "step over the slow link")
-        slowed = (time.monotonic() - began) / 3
+        told = lambda: any(event["kind"] == "link" for event in course.events())
+        course.until(lambda: (course.step >= reached + 5 and told()) or course.ended, "word of the slow link")
+        if not told():
+            raise NotSurvived("the run ended before anybody was told that a link is slow; take more --steps")
+        slowed = (time.monotonic() - began) / max(course.step - reached, 1)
         net.shape(None)
         began, reached = time.monotonic(), course.step
         course.beyond(reached)
@@ -226,7 +229,9 @@ def throttle(setting: Setting) -> tuple[Seen, Course]:
         course.finish()
         if course.attempts != 1:
             raise NotSurvived("the job was restarted, though its link was only slow")
-    how = f"went on at {slowed:.1f} s a step over {float(rate[:-3]) / 1e6:.2f} Mbit/s, at full speed afterwards"
+    how = (
+        f"said so, went on at {slowed:.1f} s a step over {float(rate[:-3]) / 1e6:.2f} Mbit/s, at full speed afterwards"
+    )
     return Seen(seconds=seconds, lost=0, how=how), course
 
 

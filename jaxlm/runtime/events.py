@@ -2,7 +2,7 @@
 
 Collectives make every host as slow as the slowest, so step times tell nothing of who that is. What does: the time that
 a host waits for its own data, the processor time that equal work costs it, the seconds that each replica measured of
-itself (`plan.balance`), and its hardware.
+itself (`plan.balance`), and its hardware. Where steps take longer though nobody's own work does, the links are slower.
 """
 
 import statistics
@@ -22,6 +22,15 @@ BEHIND = 1.5
 NOTICEABLE = 0.1
 """Fraction of the step that is lost at least before anybody is bothered."""
 
+NOTICED = 0.05
+"""Seconds of each step that are lost at least, since the processor time of small steps is mostly noise."""
+
+AT_WORK = ("step", "waits for data")
+"""Phases in which the times of a host mean something."""
+
+UNCHANGED = 1.25
+"""How much the own work of a step may have grown for the collectives to be to blame that it takes longer."""
+
 EVIDENCE = 5
 """Reports in a row that must say so."""
 
@@ -34,7 +43,7 @@ class Event:
     """Something that happened to a host, or is over.
 
     Attributes:
-        kind: hot, clock, ecc, straggler, data or replica.
+        kind: hot, clock, ecc, straggler, data, replica or link.
         host: which.
         over: whether it has ended.
         value: what was measured, in the unit of the sentence.
@@ -89,7 +98,7 @@ class Judge:
                     host=host,
                     over=not agrees,
                     value=value,
-                    slows=kind in ("hot", "clock", "replica"),
+                    slows=kind in ("hot", "clock", "replica", "link"),
                     sentence=f"host {host} {text}",
                 )
             )
@@ -109,6 +118,7 @@ class Judge:
                 yield "data", report["host"], data, text
         yield from _behind(reports, step)
         yield from _replicas(reports)
+        yield from _links(reports)
 
     def _hardware(self, report: Mapping[str, Any]) -> Iterator[tuple[str, int, float, str]]:
         host, hardware = report["host"], report["hardware"]
@@ -134,6 +144,7 @@ _WORDS = {
     "straggler": "is behind the others",
     "data": "waits for data",
     "replica": "computes slower than the others",
+    "link": "waits longer in collectives than before",
 }
 
 
@@ -146,14 +157,14 @@ def _behind(reports: Sequence[Mapping[str, Any]], step: float) -> Iterator[tuple
     own = {
         report["host"]: (report["data_seconds"]["median"] or 0.0) + (report["cpu_seconds"]["median"] or 0.0)
         for report in reports
-        if _settled(report)
+        if _settled(report) and report["phase"] in AT_WORK
     }
     for host, seconds in own.items():
         others = [value for other, value in own.items() if other != host]
         if not others:
             continue
         usual = statistics.median(others)
-        if seconds > BEHIND * usual and seconds - usual > NOTICEABLE * step:
+        if seconds > BEHIND * usual and seconds - usual > max(NOTICEABLE * step, NOTICED):
             text = f"is behind the others: {seconds:.3g} s of its own in each step, they {usual:.3g} s"
             yield "straggler", host, seconds, text
 
@@ -173,3 +184,23 @@ def _replicas(reports: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, int, 
             usual = statistics.median(others)
             text = f"computes slower than the others: {max(own):.3g} s a microbatch, they {usual:.3g} s"
             yield "replica", report["host"], max(own), text
+
+
+def _links(reports: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, int, float, str]]:
+    """The first host's wait, where all hosts take longer for a step than they did for half of all, at the same work."""
+    if len(reports) < 2:
+        return
+    for report in reports:
+        step, data, cpu = (report[name] for name in ("step_seconds", "data_seconds", "cpu_seconds"))
+        if step["count"] < 2 * SAMPLES or report["phase"] not in AT_WORK or None in (cpu["latest"], data["latest"]):
+            return
+        longer = step["latest"] - step["p50"]
+        own = cpu["latest"] - UNCHANGED * cpu["p50"] + data["latest"] - UNCHANGED * data["p50"]
+        if step["latest"] < BEHIND * step["p50"] or longer < NOTICED or own > NOTICEABLE * longer:
+            return
+    first = reports[0]["step_seconds"]
+    text = (
+        f"and all others wait longer in collectives than before: {first['latest']:.3g} s a step, half of all took no "
+        f"more than {first['p50']:.3g} s, and nobody's own work has grown: a link or the network is slower"
+    )
+    yield "link", reports[0]["host"], first["latest"] / first["p50"], text

@@ -6,6 +6,9 @@ from typing import Any
 RATIO = 2**0.2
 """Of one bin's edges: five bins to a doubling, so that the middle of a bin is at most 7 % off."""
 
+LATEST = 6
+"""Values that say how things are just now."""
+
 
 class Histogram:
     """Counts positive values; `recent` holds the last of them as they are.
@@ -30,9 +33,9 @@ class Histogram:
         self.largest = max(self.largest, value)
         self.recent = [*self.recent[1 - self._keep :], value]
 
-    def median(self) -> float | None:
-        """Of the recent values; None where there are none."""
-        ordered = sorted(self.recent)
+    def median(self, last: int | None = None) -> float | None:
+        """Of the recent values, or of so many of them; None where there are none."""
+        ordered = sorted(self.recent if last is None else self.recent[-last:])
         return ordered[len(ordered) // 2] if ordered else None
 
     def quantile(self, fraction: float) -> float | None:
@@ -48,4 +51,5 @@ class Histogram:
         """Counts by the lower edge of their bin, and what people ask for first."""
         bins = {f"{RATIO**bin:.4g}": self._bins[bin] for bin in sorted(self._bins)}
         summary = {"count": self.count, "total": self.total, "largest": self.largest, "median": self.median()}
+        summary["latest"] = self.median(LATEST)
         return {**summary, "p50": self.quantile(0.5), "p99": self.quantile(0.99), "bins": bins}

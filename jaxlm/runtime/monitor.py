@@ -85,7 +85,7 @@ class Monitor:
         self._cpu = time.process_time()
         self._reports: list[dict[str, Any]] = []
         self._joules: dict[int, tuple[float, float]] = {}
-        self._recorded: tuple[int, float | None] = (0, None)
+        self._recorded: tuple[int, float | None, int | None] = (0, None, None)
 
     def __enter__(self) -> "Monitor":
         if not self.enabled:
@@ -154,12 +154,17 @@ class Monitor:
             return sum(last - first for first, last in self._joules.values())
 
     def complete(self, record: dict[str, Any]) -> None:
-        """Adds `joules_per_step`, the mean since the record before, where it can be measured: of whole hosts, or of
-        their GPUs."""
-        now, (step, before) = self.joules(), self._recorded
-        self._recorded = (record["step"], now)
-        if now is not None and before is not None and record["step"] > step:
-            record["joules_per_step"] = (now - before) / (record["step"] - step)
+        """Adds means since the record before: `joules_per_step` of whole hosts, or of their GPUs, where they can be
+        measured, and in a job of several processes `network_bytes_per_step`, sent by all interfaces of this host."""
+        now, network = self.joules(), psutil.net_io_counters()
+        sent = network.bytes_sent if network and self.processes > 1 and self.enabled else None
+        step, before, sent_before = self._recorded
+        self._recorded = (record["step"], now, sent)
+        steps = record["step"] - step
+        if now is not None and before is not None and steps > 0:
+            record["joules_per_step"] = (now - before) / steps
+        if sent is not None and sent_before is not None and steps > 0:
+            record["network_bytes_per_step"] = (sent - sent_before) / steps
 
     def summary(self) -> dict[str, Any]:
         """For the end of a run, on process 0: what each host took, and energy where it was measured."""

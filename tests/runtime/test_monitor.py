@@ -93,16 +93,16 @@ def wait_for(condition) -> None:
         time.sleep(0.01)
 
 
-def report(host: int, beat: int, *, data=0.01, cpu=0.5, hardware=None, replicas=(), count=20):
+def report(host: int, beat: int, *, data=0.01, cpu=0.5, hardware=None, replicas=(), count=20, latest=1.0):
     return {
         "host": host,
         "process": host,
         "beat": beat,
         "phase": "step",
         "finished": 20,
-        "step_seconds": {"median": 1.0, "count": count},
-        "data_seconds": {"median": data, "count": count},
-        "cpu_seconds": {"median": cpu, "count": count},
+        "step_seconds": {"median": 1.0, "count": count, "latest": latest, "p50": 1.0},
+        "data_seconds": {"median": data, "count": count, "latest": data, "p50": 0.01},
+        "cpu_seconds": {"median": cpu, "count": count, "latest": cpu, "p50": 0.5},
         "replica_seconds": list(replicas),
         "hardware": {"source": "test", **(hardware or {})},
     }
@@ -165,6 +165,22 @@ def test_a_replica_that_measured_itself_slower_is_traced_to_its_host():
     (event,) = said
     assert (event.kind, event.host, event.slows) == ("replica", 1, True)
     assert event.value == 0.3
+
+
+def test_longer_steps_at_the_same_work_are_blamed_on_links():
+    def said(rounds: int, **both) -> list[str]:
+        judge, found = Judge(), []
+        for beat in range(1, rounds + 1):
+            found += judge([report(host, beat, **both) for host in range(2)])
+        return [event.kind for event in found if event.slows or event.kind == "link"]
+
+    assert said(10, latest=2.0) == ["link"]
+    assert said(10, latest=1.4) == []
+    assert said(10, latest=2.0, cpu=1.5) == [], "the hosts work more"
+    assert said(10, latest=2.0, data=0.9) == [], "the hosts wait for data"
+    assert said(10, latest=2.0, count=8) == [], "too early to say"
+    alone = Judge()
+    assert [alone([report(0, beat, latest=2.0)]) for beat in range(10)] == [[]] * 10
 
 
 def test_linux_files_are_read_and_what_is_not_there_is_left_out(tmp_path):
