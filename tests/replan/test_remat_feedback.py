@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from experiments.processes import free_port
 from jaxlm.cli import main
 from jaxlm.config import load
 from jaxlm.inspect import described
@@ -50,16 +51,24 @@ def config(home):
 
 @pytest.fixture(scope="module")
 def span(config):
+    return ends(config, 1)
+
+
+def ends(config, devices):
     """Bytes without recomputation and with all of it, as predicted."""
     run = load(config, EXACT)
-    workload, cluster = described(run, None)[0], load_cluster("cpux1")
-    return [price(workload, cluster, run.plan, {}, 8, remat).memory_bytes for remat in ("none", "full")]
+    workload, cluster = described(run, None)[0], load_cluster(f"cpux{devices}")
+    mesh = {"data": devices}
+    return [price(workload, cluster, run.plan, mesh, 8, remat).memory_bytes for remat in ("none", "full")]
+
+
+def within(none, full):
+    return ["--plan.memory_budget", f"{full + 0.6 * (none - full):.0f}B"]
 
 
 @pytest.fixture
 def budget(span):
-    none, full = span
-    return ["--plan.memory_budget", f"{full + 0.6 * (none - full):.0f}B"]
+    return within(*span)
 
 
 def test_layers_that_toggle_every_epoch_give_the_losses_of_layers_that_do_not(home, config, budget, span):
@@ -91,6 +100,22 @@ def test_layers_that_toggle_every_epoch_give_the_losses_of_layers_that_do_not(ho
     assert costs[0]["seconds"] == 0
     assert any(abs(each["kept_bytes"] / each["predicted_kept_bytes"] - 1) > 1e-6 for each in costs)
     assert Plan.load(run / "plan.json").remat == ran[-1]
+
+
+@pytest.mark.slow
+def test_two_processes_toggle_together_and_train_as_one_does(home, config):
+    still, run = home / "still", home / "two"
+    finish(start(["train", config, "--run-dir", still, *EXACT], home=home), seconds=300)
+    none, full = ends(config, 2)
+    job = ["--coordinator", f"localhost:{free_port()}", "--processes", "2", "--plan.mesh.data", "2"]
+    command = ["train", config, "--run-dir", run, *EXACT, *FEEDBACK, *within(none, full), *job]
+    program = ["-c", f"KILLED = 0\n{RESTLESS.replace('SPAN', f'{none - full:.0f}')}"]
+    both = [start([*command, "--process", str(i)], home=home, program=program) for i in range(2)]
+    for process in both:
+        finish(process, seconds=300)
+    np.testing.assert_allclose([r[1] for r in losses(run)], [r[1] for r in losses(still)], rtol=1e-5)
+    epochs = [each for each in records(run / "remat.jsonl") if each["event"] != "remat.refuse"]
+    assert len({str(each["segments"]) for each in epochs}) == 3
 
 
 @pytest.mark.slow
