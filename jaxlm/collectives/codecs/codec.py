@@ -53,10 +53,15 @@ def payload(codec: Codec, n: int) -> int:
 
 def blocks(x: jax.Array, block: int) -> jax.Array:
     """[..., n] as [..., n / block, block], finite. Raises ValueError where the block does not divide n."""
+    x = blocks_of(x.astype(jnp.float32), block)
+    return jnp.where(jnp.isfinite(x), x, 0.0)
+
+
+def blocks_of(x: jax.Array, block: int) -> jax.Array:
+    """[..., n] as [..., n / block, block]. Raises ValueError where the block does not divide n."""
     if x.shape[-1] % block:
         raise ValueError(f"{x.shape[-1]} elements are no whole number of blocks of {block}; pad the bucket")
-    x = x.astype(jnp.float32).reshape(*x.shape[:-1], x.shape[-1] // block, block)
-    return jnp.where(jnp.isfinite(x), x, 0.0)
+    return x.reshape(*x.shape[:-1], x.shape[-1] // block, block)
 
 
 def flat(x: jax.Array) -> jax.Array:

@@ -5,7 +5,18 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxlm.collectives.codecs.codec import TINY, Codes, bits8, bits16, blocks, flat, from_bits16, scale_of, steps
+from jaxlm.collectives.codecs.codec import (
+    TINY,
+    Codes,
+    bits8,
+    bits16,
+    blocks,
+    blocks_of,
+    flat,
+    from_bits16,
+    scale_of,
+    steps,
+)
 
 SIGN_BLOCK = 256
 TOP_BLOCK = 1024
@@ -24,8 +35,9 @@ class Sign:
 
     def encode(self, x: jax.Array, key: jax.Array | None = None) -> Codes:
         x = blocks(x, self.unit)
-        told = jnp.maximum(jnp.sum((x != 0.0).astype(jnp.float32), axis=-1), 1.0)
-        scale = jnp.sum(jnp.abs(x), axis=-1) / told
+        # In integers: two sums of floats over the same axis become one loop that XLA does not vectorise on CPU.
+        told = jnp.sum(x != 0.0, axis=-1, dtype=jnp.uint16).astype(jnp.float32)
+        scale = jnp.sum(jnp.abs(x), axis=-1) / jnp.maximum(told, 1.0)
         return pack_bits(flat(x >= 0.0)), bits16(jnp.where(scale < TINY, 0.0, scale))
 
     def decode(self, codes: Codes) -> jax.Array:
@@ -76,9 +88,11 @@ class TopK:
             raise ValueError(f"top-K keeps {self.keep} of {self.unit}: it must be 1 to {self.unit}, places are 16 bit")
 
     def encode(self, x: jax.Array, key: jax.Array | None = None) -> Codes:
-        x = blocks(x, self.unit)
-        _, places = jax.lax.top_k(jnp.abs(x), self.keep)
+        x = blocks_of(x.astype(jnp.float32), self.unit)
+        _, places = jax.lax.top_k(jnp.where(jnp.isfinite(x), jnp.abs(x), 0.0), self.keep)
+        # Looked at once more here, where there are few: a second array as large as the gradient costs as much as top-K.
         values = jnp.take_along_axis(x, places, axis=-1)
+        values = jnp.where(jnp.isfinite(values), values, 0.0)
         where = flat(places.astype(jnp.uint16))
         if not self.small:
             return where, flat(bits16(jnp.clip(values, -_LARGEST, _LARGEST)))
@@ -103,7 +117,3 @@ class TopK:
 
 
 _LARGEST = float(jnp.finfo(jnp.bfloat16).max)
-
-
-def blocks_of(x: jax.Array, size: int) -> jax.Array:
-    return x.reshape(*x.shape[:-1], x.shape[-1] // size, size)
