@@ -128,8 +128,8 @@ def trained_rows(config: Config, out: Path) -> tuple[list[Row], dict[str, Any]]:
         found = _found(folder)
         what = f"trained here, {name}"
         rows += [
-            Row(what=what, quantity="memory of a step, MiB", paper=_paper(name), compiled=found["compiled"] / MIB,
-                predicted=found["predicted"] / MIB, note=f"paper: GB; {found['remat']}{note}"),
+            Row(what=what, quantity="memory of a step, MiB", compiled=found["compiled"] / MIB,
+                predicted=found["predicted"] / MIB, note=f"{found['remat']}{note}"),
             Row(what=what, quantity="seconds per step", measured=found["seconds"],
                 note=f"held-out {found['bits']:.4f} bits per byte"),
         ]  # fmt: skip
