@@ -163,7 +163,8 @@ def begin(session: Session, parent: Parent) -> TrainState[Transformer]:
     state: Any = dataclasses.replace(session.fresh(), model=None)  # its random weights are let go first
     folder, run = open_run(Path(parent.run))
     with run.checkpoint.build(folder.checkpoints, reader(folder, run)) as store:
-        return dataclasses.replace(state, model=session.restore_model(store, parent.step))
+        model = session.restore_model(store, parent.step)
+    return dataclasses.replace(state, model=model, sync=session.begun(model, state.sync))
 
 
 def starting(run: Run, parent: Parent) -> str:

@@ -265,6 +265,12 @@ class Session:
         finite = jax.device_put(jnp.ones((), jnp.bool_), replicated(self.mesh))
         return dataclasses.replace(state, finite=finite), facts
 
+    def begun(self, model: Transformer, sync: Any) -> Any:
+        """The state of a sync that begins with these weights: workers that train apart have copies of them."""
+        if not isinstance(self.sync, LocalSteps):
+            return sync
+        return jax.jit(self.sync.init, out_shardings=self.places.sync)(model)
+
     def restore_model(self, store: Store, step: int) -> Transformer:
         """The weights alone."""
         like = {f"model/{name}": leaf for name, leaf in named_leaves(self.abstract.model).items()}

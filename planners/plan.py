@@ -354,7 +354,10 @@ class Plan:
         axes = " ".join(f"{axis}={size}" for axis, size in self.mesh.items() if size > 1) or "one device"
         remat = ", ".join(describe(segment) for segment in self.remat)
         balanced = " | shares by measured throughput" if self.batch.balance else ""
-        return f"{axes} | {self.batch.accumulation} x {self.batch.microbatch} sequences | remat {remat}{balanced}"
+        coded = "".join(f" | {each.axis} in {each.scheme}" for each in self.communication if each.scheme != "none")
+        return (
+            f"{axes} | {self.batch.accumulation} x {self.batch.microbatch} sequences | remat {remat}{balanced}{coded}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Without what decides nothing (schedule, balance, group) or is unknown: older plans keep their digest."""
