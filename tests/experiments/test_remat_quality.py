@@ -101,6 +101,7 @@ def test_a_policy_that_changed_something_would_show(measured):
     assert rows["final weights"].measured == "rounded otherwise"
 
 
+@pytest.mark.slow
 def test_what_is_trained_is_read_by_the_table_and_both_figures(measured, home, begin):
     runs = home / "out" / "runs"
     before = {path.name: (path / "metrics.jsonl").stat().st_mtime_ns for path in runs.iterdir() if path.is_dir()}
