@@ -16,7 +16,7 @@ class GovernanceConfig:
 
     enabled: bool = True
     layers_every: int = 20
-    flush_seconds: float = 1.0
+    flush_seconds: float = 2.0
     witnesses: str | None = None
 
     def __post_init__(self) -> None:

@@ -1,0 +1,170 @@
+"""What does the audit trail cost?
+
+Question: do signing, logging, hashing tensors and asking a witness take less than 1% of a run's time and processor?
+Cost:     20 minutes per 10 pairs of the quickstart on two cores; --pairs, --steps and --config change it.
+Run:      python -m experiments.benchmarks.governance_overhead
+
+The same run with governance off, on, and on with a witness that runs in another process, one after the other and again
+in turns, each in a fresh process with two checkpoints. Compared are, pair by pair, the seconds of the training loop
+with its checkpoints, the seconds of the whole process, and its processor seconds, children included; the median of the
+pairs counts, with its quartiles. Beside them durable appends per second and what hashing costs against OpenSSL alone.
+Encrypted snapshots are not in it: they do not exist yet.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments.entry import main
+from experiments.report import Report, Row
+from jaxlm.governance.keys import Keys
+from jaxlm.governance.log import Log
+from jaxlm.governance.notes import LogKey
+
+LIMIT = 1.0
+"""Percent that the trail may cost."""
+MEASURES = {"loop": "seconds of training", "wall": "seconds of the process", "cpu": "processor seconds"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What is measured.
+
+    Attributes:
+        config: the run.
+        arguments: more of its command line.
+        steps: of each run; it saves half way and at the end.
+        pairs: runs with each setting.
+        appends: batches of 256 entries of 300 bytes that are made durable.
+    """
+
+    config: str = "configs/quickstart.yaml"
+    arguments: str = ""
+    steps: int = 400
+    pairs: int = 10
+    appends: int = 100
+
+
+def run(config: Config, out: Path) -> Report:
+    out.mkdir(parents=True, exist_ok=True)
+    keys = Keys(out.absolute() / "keys")
+    environment = os.environ | {"JAXLM_KEYS": str(keys.folder)}
+    node = str(LogKey("node", keys.log()).verifier)
+    witness = subprocess.Popen(
+        [sys.executable, "-m", "jaxlm", "audit", "witness", "--port", "0", "--name", "w.example", "--node", node],
+        env=os.environ | {"JAXLM_KEYS": str(out.absolute() / "witness")},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert witness.stdout is not None
+    try:
+        (name, *rest) = witness.stdout.readline().split()
+        (out / "policy").write_text(f"{name} {' '.join(rest)}\nquorum {rest[0]}\n")
+        settings = {
+            "off": ["--governance.enabled", "false"],
+            "on": [],
+            "on + witness": ["--governance.witnesses", str(out.absolute() / "policy")],
+        }
+        _train(config, out / "warm", settings["off"], environment)  # data prepared, programs compiled
+        _train(config, out / "warm", settings["on"], environment)
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
+        for pair in range(config.pairs):
+            for name in list(settings) if pair % 2 else list(settings)[::-1]:
+                found[name].append(_train(config, out / "run", settings[name], environment))
+                print(f"{pair + 1}/{config.pairs} {name}: {found[name][-1]}", flush=True)
+    finally:
+        witness.terminate()
+        witness.wait()
+    rows, remarks = _rows(found)
+    rows += [_appends(config, keys, out), *_hashing(out)]
+    return Report(
+        title=f"Cost of the audit trail, {config.config}, {config.steps} steps",
+        rows=rows,
+        remarks=remarks,
+        details={"runs": found},
+    )
+
+
+def _train(config: Config, folder: Path, setting: list[str], environment: dict[str, str]) -> dict[str, float]:
+    """Seconds of the loop, of the process, and of its processors."""
+    shutil.rmtree(folder, ignore_errors=True)
+    command = [sys.executable, "-m", "jaxlm", "train", config.config, "--run-dir", str(folder)]
+    command += ["--train.steps", str(config.steps), "--checkpoint.every_steps", str(config.steps // 2)]
+    command += [*config.arguments.split(), *setting]
+    began = time.monotonic()
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with exit code {process.returncode}")
+    wall = time.monotonic() - began
+    summary = json.loads((folder / "summary.json").read_text())
+    return {"loop": summary["train_seconds"], "wall": wall, "cpu": used.ru_utime + used.ru_stime}
+
+
+def _rows(found: dict[str, list[dict[str, float]]]) -> tuple[list[Row], list[str]]:
+    rows, remarks = [], []
+    for key, what in MEASURES.items():
+        off = [each[key] for each in found["off"]]
+        rows.append(Row(what="off", quantity=what, measured=statistics.median(off)))
+        for name in [name for name in found if name != "off"]:
+            percents = sorted(100 * (on[key] / one - 1) for on, one in zip(found[name], off, strict=True))
+            cost = statistics.median(percents)
+            low, high = percents[len(percents) // 4], percents[(3 * len(percents)) // 4]
+            rows.append(
+                Row(what=name, quantity=f"percent more {what}", measured=cost, note=f"{low:+.2f} to {high:+.2f}")
+            )
+            verdict = "met" if cost < LIMIT else "MISSED"
+            remarks.append(f"{name}, {what}: {verdict} ({cost:+.2f}%, target below {LIMIT:g}%)")
+    return rows, remarks
+
+
+def _appends(config: Config, keys: Keys, out: Path) -> Row:
+    """Entries that are safe from a power cut, per second of wall time, on the disk of `out`."""
+    with tempfile.TemporaryDirectory(dir=out) as folder, Log(Path(folder) / "log", LogKey("x", keys.log())) as log:
+        batch = [os.urandom(300) for _ in range(256)]
+        began = time.perf_counter()
+        for _ in range(config.appends):
+            log.append(batch)
+        rate = config.appends * 256 / (time.perf_counter() - began)
+    verdict = "met" if rate >= 10_000 else "MISSED"
+    return Row(what="log", quantity="durable appends per second", measured=rate, note=f"target 10,000: {verdict}")
+
+
+def _hashing(out: Path) -> list[Row]:
+    """One core: SHA-256 as checkpoints are hashed, and as OpenSSL's own benchmark does it."""
+
+    block, count = bytes(1 << 26), 8
+    began = time.process_time()
+    for _ in range(count):
+        hashlib.sha256(block).digest()
+    ours = count * len(block) / (time.process_time() - began) / 1e9
+    rows = [Row(what="hashing", quantity="GB/s per core, ours", measured=ours)]
+    if shutil.which("openssl"):
+        said: Any = (
+            subprocess.run(
+                ["openssl", "speed", "-elapsed", "-seconds", "2", "-bytes", "16777216", "-evp", "sha256"],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            .stdout.splitlines()[-1]
+            .split()[-1]
+        )
+        rows.append(
+            Row(what="hashing", quantity="GB/s per core, openssl speed", measured=float(said.rstrip("k")) / 1e6)
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main("governance_overhead", __doc__, Config, run)
