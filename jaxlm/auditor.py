@@ -1,7 +1,7 @@
 """Verifies the audit trail of a whole run, or of one proof, as a stranger would: offline, with public keys."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from jaxlm.governance.entries import Entry
 from jaxlm.governance.errors import GovernanceError, Rejected
 from jaxlm.governance.evidence import Proof
 from jaxlm.governance.heads import Head
+from jaxlm.governance.inference import Records, reveal
 from jaxlm.governance.keys import Keys, load_public, public_pem
 from jaxlm.governance.log import reader
 from jaxlm.governance.notary import Commits, Judge
 from jaxlm.governance.notes import Note
+from jaxlm.governance.trail import Trail
 from jaxlm.governance.trust import UNKNOWN, Trust
 from jaxlm.governance.witnessing import cosigned
 
@@ -134,6 +136,23 @@ def show(path: Path, kinds: tuple[str, ...] = (), last: int | None = None, name:
         raise GovernanceError(f"--type {min(unknown)} is unknown; there are {' '.join(entries.KINDS)}")
     found = [e for e in read_log(folder.audit, name, keys=None, full=True).entries if not kinds or e.kind in kinds]
     yield from found if last is None else found[-last:] if last else []
+
+
+def erase(path: Path, requests: Sequence[str], basis: str) -> None:
+    """Destroys inference records of a run and logs it. Raises GovernanceError where there are none of these."""
+    folder, _ = open_run(path)
+    with Trail(folder.audit, "readers", keys=Keys(outside=folder.path)) as trail:
+        Records(trail).erase(requests, basis, trail.history)
+
+
+def revealed(path: Path, request: str) -> dict[str, Any]:
+    """What an inference record says, with the key of this account. Raises GovernanceError when it cannot be read."""
+    folder, _ = open_run(path)
+    log = read_log(folder.audit, "readers", keys=None)
+    for entry in log.entries:
+        if entry.kind == "infer.io" and entry.body["request"] == request:
+            return reveal(folder.audit, Keys(), log.run, entry)
+    raise GovernanceError(f"the log of {path} knows no record {request}")
 
 
 def private_keys(folder: Path) -> list[str]:

@@ -27,7 +27,7 @@ from jaxlm.ledger import constants, memory_for, memory_path
 from jaxlm.model.generate import plain
 from jaxlm.model.latency import latency
 from jaxlm.model.transformer import Transformer
-from jaxlm.reading import accessed, reader
+from jaxlm.reading import accessed, inferred, reader
 from jaxlm.runtime.aot import CHIPS, chip_name
 from jaxlm.runtime.distributed import Job, start
 from jaxlm.session import (
@@ -217,6 +217,7 @@ def evaluate_texts(
             result = judge.on(corpus, split)(model, predictions=True).facts()
             gzip = {"gzip_bits_per_byte": gzip_bits_per_byte(corpus, split)}
             found.append({"step": trained.step, "split": split, "data": data} | result | gzip | machine)
+            inferred(trained.folder, {"data": data or split, "result": result}, command="eval", step=trained.step)
     return found
 
 
@@ -241,5 +242,12 @@ def generate_text(
     trained = open_trained(path, step, "generate", allow_unverified=allow_unverified)
     pairs = trained.run.data.parallel is not None
     with jax.set_mesh(trained.session.mesh):
-        model = plain(trained.model())
-        yield from continuation(model, trained.tokenizer, how, seed=seed, stop=stop, pairs=pairs)
+        model, made = plain(trained.model()), b""
+        try:
+            for piece in continuation(model, trained.tokenizer, how, seed=seed, stop=stop, pairs=pairs):
+                made += piece
+                yield piece
+        finally:  # also what a reader who went away has seen
+            asked = {"prompt": how.prompt, "tokens": how.tokens, "temperature": how.temperature, "seed": seed}
+            body = {**asked, "text": made.decode("utf-8", errors="replace")}
+            inferred(trained.folder, body, command="generate", step=trained.step)

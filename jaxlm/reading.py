@@ -12,6 +12,7 @@ from jaxlm.folder import Folder, open_run
 from jaxlm.governance import node
 from jaxlm.governance.audit import read_log
 from jaxlm.governance.errors import GovernanceError
+from jaxlm.governance.inference import Records
 from jaxlm.governance.keys import Keys, load_public
 from jaxlm.governance.notary import Commits, Judge, root_of
 from jaxlm.governance.trail import Trail
@@ -68,6 +69,17 @@ def accessed(folder: Folder, command: str, **more: Any) -> None:
             trail.commit("access", {"command": command, "account": node.account(), **more})
     except (GovernanceError, OSError) as error:
         print(f"audit: this access is not logged: {error}", file=sys.stderr)
+
+
+def inferred(folder: Folder, body: dict[str, Any], **public: Any) -> None:
+    """Logs what went into a model and what came out, `body` hidden behind a commitment; said when it cannot be."""
+    if not folder.audit.exists():
+        return
+    try:
+        with Trail(folder.audit, "readers", keys=Keys(outside=folder.path)) as trail:
+            Records(trail).add(body, **public)
+    except (GovernanceError, OSError) as error:
+        print(f"audit: this inference is not logged: {error}", file=sys.stderr)
 
 
 def parent_of(run: Run) -> dict[str, Any]:

@@ -212,9 +212,10 @@ class Session:
         )
 
     @property
-    def logs_layers(self) -> bool:
-        """Whether each step computes the norms that the audit trail logs of every tensor."""
-        return self.run.governance.enabled and self.run.governance.layers_every > 0
+    def logs_layers(self) -> int:
+        """After how many steps each time the step computes the norms that the audit trail logs of every tensor; 0:
+        never."""
+        return self.run.governance.layers_every if self.run.governance.enabled else 0
 
     def _init(self, key: jax.Array) -> TrainState[Transformer]:
         return init_state(Transformer(self.model, self.execution, key=key), self.tx, self.sync)

@@ -174,6 +174,51 @@ class Witness(Common):
 
 
 @dataclass(kw_only=True)
+class Reveal(Common):
+    """Print what one inference record says; only the account that made it can.
+
+    Example: jaxlm audit reveal runs/quickstart --request 9f2c...
+    """
+
+    folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Run directory."""
+    request: str
+    """Its id, as `jaxlm audit show RUN --log readers --type infer.io` prints it."""
+
+    def run(self) -> int:
+        self.no_overrides()
+        from jaxlm.auditor import revealed
+
+        print(json.dumps(revealed(self.folder, self.request), ensure_ascii=False, indent=2))
+        return 0
+
+
+@dataclass(kw_only=True)
+class Erase(Common):
+    """Destroy inference records for good and log that; every proof stays valid.
+
+    Copies that somebody else made of the keys are out of reach.
+
+    Example: jaxlm audit erase runs/quickstart --request 9f2c... --basis "request of the person"
+    """
+
+    folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Run directory."""
+    request: list[str]
+    """Ids of the records."""
+    basis: str
+    """Why, for the log; name nobody."""
+
+    def run(self) -> int:
+        self.no_overrides()
+        from jaxlm.auditor import erase
+
+        erase(self.folder, self.request, self.basis)
+        print(f"erased {len(self.request)} records; the log says so")
+        return 0
+
+
+@dataclass(kw_only=True)
 class Key(Common):
     """Print the public key of this account's logs: what `verify --key` and a witness's --node need from you.
 
@@ -200,6 +245,8 @@ class Audit(Common):
         | Annotated[Show, subcommand("show")]
         | Annotated[Prove, subcommand("proof")]
         | Annotated[Witness, subcommand("witness")]
+        | Annotated[Reveal, subcommand("reveal")]
+        | Annotated[Erase, subcommand("erase")]
         | Annotated[Key, subcommand("key")]
     )
 

@@ -105,7 +105,7 @@ def make_balanced_programs(
     *,
     seed: int = 0,
     report: Report = lambda step: {},
-    layers: bool = False,
+    layers: int = 0,
 ) -> tuple[Callable[..., Sums], Callable[..., tuple[TrainState[Any], Metrics]]]:
     """The two halves of the step, ready for jit: `compute(model, step, batch)` and `finish(state, sums, shares,
     seconds)`, the state donated. One after the other they do what `make_train_step` does, and report beside it `shares`

@@ -181,10 +181,21 @@ def test_a_run_without_its_trail_is_not_gone_on_with(run: Path, home: Path, caps
     assert "signed for another run" in entry.body["unverified"][0]
 
 
-def test_who_reads_a_run_is_logged(run: Path, home: Path):
-    jaxlm("generate", run, "--tokens", "2")
+def test_who_reads_a_run_is_logged_and_what_a_model_said_can_be_erased(run: Path, capsys: pytest.CaptureFixture[str]):
+    jaxlm("generate", run, "--tokens", "2", "--prompt", "Shelley")
     entries = read_log(run / "audit", "readers", keys=None).entries
-    assert [(e.kind, e.body["command"], e.body["step"]) for e in entries] == [("access", "generate", 6)]
+    assert [(e.kind, e.body["command"], e.body["step"]) for e in entries] == [
+        ("access", "generate", 6),
+        ("infer.io", "generate", 6),
+    ]
+    request = entries[1].body["request"]
+    capsys.readouterr()
+    jaxlm("audit", "reveal", run, "--request", request)
+    assert json.loads(capsys.readouterr().out)["prompt"] == "Shelley"
+    jaxlm("audit", "erase", run, "--request", request, "--basis", "asked for")
+    jaxlm("audit", "reveal", run, "--request", request, code=2)
+    assert "is erased" in capsys.readouterr().err
+    jaxlm("audit", "verify", run)
 
 
 def test_without_governance_a_run_trains_and_leaves_no_trail(home: Path, tmp_path: Path):
