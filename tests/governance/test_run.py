@@ -170,10 +170,10 @@ def test_a_run_without_its_trail_is_not_gone_on_with(run: Path, home: Path, caps
     said = capsys.readouterr()
     assert "signed for another run" in said.out
     assert "is damaged or cannot be verified" in said.err
-    jaxlm("generate", run, "--tokens", "2", code=2)
+    jaxlm("generate", run, "--tokens", "2", "--json", code=2)
     assert "checkpoints/6: signed for another run" in capsys.readouterr().err
     shutil.rmtree(run / "audit")
-    jaxlm("generate", run, "--tokens", "2", code=2)
+    jaxlm("generate", run, "--tokens", "2", "--json", code=2)
     assert "cannot be verified" in capsys.readouterr().err
     train(home / "tiny.yaml", run, *arguments, "--allow-unverified")
     assert "WARNING: restoring what cannot be verified" in capsys.readouterr().out
@@ -182,7 +182,7 @@ def test_a_run_without_its_trail_is_not_gone_on_with(run: Path, home: Path, caps
 
 
 def test_who_reads_a_run_is_logged_and_what_a_model_said_can_be_erased(run: Path, capsys: pytest.CaptureFixture[str]):
-    jaxlm("generate", run, "--tokens", "2", "--prompt", "Shelley")
+    jaxlm("generate", run, "--tokens", "2", "--json", "--prompt", "Shelley")
     entries = read_log(run / "audit", "readers", keys=None).entries
     assert [(e.kind, e.body["command"], e.body["step"]) for e in entries] == [
         ("access", "generate", 6),
@@ -202,7 +202,7 @@ def test_without_governance_a_run_trains_and_leaves_no_trail(home: Path, tmp_pat
     train(home / "tiny.yaml", tmp_path / "plain", "--train.steps", "2", "--governance.enabled", "false")
     assert not (tmp_path / "plain/audit").exists()
     assert not (tmp_path / "plain/checkpoints/2/model.sig").exists()
-    jaxlm("generate", tmp_path / "plain", "--tokens", "2")
+    jaxlm("generate", tmp_path / "plain", "--tokens", "2", "--json")
 
 
 def test_a_witness_with_the_keys_of_the_log_is_refused(home: Path, capsys: pytest.CaptureFixture[str]):
