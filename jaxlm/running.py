@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxlm.balancing import Balancer
+from jaxlm.checkpoints.processes import meet
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.loader import Loader
 from jaxlm.evaluation import Judge
@@ -76,6 +77,7 @@ class Running:
             self.step = self.session.compile_balanced(batch, self.setup.options.pace)
         else:
             self.step = self.session.compile_step(batch)
+        meet()
         seconds = time.monotonic() - began
         require_kernel(self.session.how.kernel, self.step.as_text() or "")
         memory = self.memory()

@@ -23,7 +23,7 @@ from experiments.benchmarks.shaped_link import Link, over_link
 from experiments.entry import main
 from experiments.report import Report, Row
 from experiments.weight_gradient import RandomTokens
-from jaxlm.checkpoints.processes import first_does
+from jaxlm.checkpoints.processes import first_does, meet
 from jaxlm.config import Run
 from jaxlm.decode import ConfigError
 from jaxlm.files import user_cache
@@ -81,6 +81,7 @@ class Timed:
             source = RandomTokens(session.model.vocab, session.run.data.sequence)
             self.tokens = session.feed(source, batch.accumulation, batch.microbatch)[0]
             self.step = session.compile_step(self.tokens)
+            meet()
             self.state: Any = session.fresh()
         self(1)
 

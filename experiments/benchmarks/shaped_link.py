@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,9 @@ def run_on_hosts(net: Network, link: Link, commands: Sequence[Sequence[str]], lo
             files.append(log.with_name(f"{log.name}{i}.log").open("wb"))
             whole = net.command(i // link.processes, [sys.executable, "-m", *command])
             running.append(subprocess.Popen(whole, env=environment, stdout=files[-1], stderr=subprocess.STDOUT))
-        codes = [process.wait() for process in running]
+        while any(process.poll() is None for process in running) and not any(process.poll() for process in running):
+            time.sleep(0.1)  # one that fails leaves the others waiting
+        codes = [process.poll() for process in running]
     finally:
         for process in running:
             process.kill()

@@ -1,5 +1,6 @@
 """One answer for all processes of a run; all of them call at the same point, and alone it costs nothing."""
 
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,8 @@ import jax
 import numpy as np
 
 from jaxlm.checkpoints.errors import CheckpointError
+
+_meetings = itertools.count()
 
 
 def first_does(work: Callable[[], Any]) -> Any:
@@ -43,6 +46,13 @@ def first_failed(failed: bool) -> int | None:
 
     flags = np.asarray(multihost_utils.process_allgather(np.int32(failed))).ravel()
     return int(np.flatnonzero(flags)[0]) if flags.any() else None
+
+
+def meet(seconds: float = 1800.0) -> None:
+    """Returns when all processes have come here. Gloo gives up a new group of processes where one is 30 seconds late,
+    as after a compilation; here they may be later than that."""
+    if jax.process_count() > 1:
+        coordination().wait_at_barrier(f"jaxlm/meet/{next(_meetings)}", round(1000 * seconds))
 
 
 def coordination() -> Any:
