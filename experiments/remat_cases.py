@@ -19,7 +19,7 @@ from planners.prices.assumptions import Assumptions
 from planners.prices.cost import price
 from planners.prices.recompute import Keeping, keeping
 from planners.programs.compiled import Compiled
-from planners.remat.policy import Mix, Policy, Run
+from planners.remat.policy import Mix, Policy, Run, peak
 from planners.search import plan
 from planners.space.mixes import Blocks, Ends, between, ends_of, nothing_again, policy, problem, solver
 from planners.suggestions import suggest
@@ -80,7 +80,11 @@ class Subject:
             parts = {part: size for part, size in found[name].memory.items() if part != "runtime"}
             return dataclasses.replace(found[name], memory=parts | {"beyond": beyond[name]})
 
-        return ends_of(self.workload, both.take(np.array([0])), known("none"), known("full"))
+        one = both.take(np.array([0]))
+        ends = ends_of(self.workload, self.cluster.device, one, known("none"), known("full"), Assumptions())
+        drop = lambda parts, name: {k: v for k, v in parts.items() if k != "runtime"} | {"beyond": beyond[name]}
+        phases = {n: {phase: drop(parts, n) for phase, parts in found.items()} for n, found in ends.phases.items()}
+        return dataclasses.replace(ends, phases=phases)
 
     @cached_property
     def policies(self) -> list[Policy]:
@@ -108,10 +112,10 @@ class Subject:
 
     def of(self, segments: Sequence[Segment]) -> Mix:
         """Given segments as a mix, priced."""
-        runs = [Run(0, self._policy(segment), segment.layers) for segment in segments]
-        classes = problem(self.ends, self.policies, 0.0).classes
+        runs = self.ends.runs([Run(0, self._policy(segment), segment.layers) for segment in segments])
+        classes = self.ends.classes(self.policies)
         made = Mix.of(runs, classes)
-        return dataclasses.replace(made, runs=tuple(runs))
+        return dataclasses.replace(made, runs=tuple(runs), peak=max(peak(runs, classes), self.ends.update))
 
     def uniform(self, name: str) -> Mix:
         """One of the NAMED policies, or `none`, for all layers."""
@@ -123,7 +127,7 @@ class Subject:
 
     def extra_flops(self, mix: Mix, *, causal: bool) -> float:
         """Extra FLOPs of a step over those of a step without recomputation; causal: masked pairs not counted."""
-        per_device = sum(run.layers * self._flops(run.policy, causal=causal) for run in mix.runs)
+        per_device = sum(run.layers * self._flops(run.policy, causal=causal) for run in mix.runs if run.policy.layer)
         replicas = self.case.microbatch // self.ends.sequences
         return per_device * replicas / self.workload.step_flops(causal=causal)
 

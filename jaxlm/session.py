@@ -203,7 +203,7 @@ class Session:
     @cached_property
     def execution(self) -> Execution:
         return Execution(
-            shard=Rules(self.plan.rules.activations),
+            shard=Rules(self.plan.rules.activations, rest=self.plan.rules.parameters),
             kernel=self.how.kernel,
             dtype=self.how.dtype,
             remat=self.plan.remat,

@@ -28,9 +28,15 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rules:
-    """Logical axis -> mesh axes. First match wins; a mesh axis may shard one dimension of a tensor only."""
+    """Logical axis -> mesh axes. First match wins; a mesh axis may shard one dimension of a tensor only.
+
+    Attributes:
+        table: of activations, and of weights at work.
+        rest: of weights at rest, as the training state holds them.
+    """
 
     table: Table = ()
+    rest: Table = ()
 
     def spec(self, *names: str | None) -> P:
         """The partition of a tensor whose dimensions are called `names`; None is replicated."""
@@ -52,6 +58,19 @@ class Rules:
         if not mesh.empty and self.table:
             x = jax.lax.with_sharding_constraint(x, self.here(*names))
         return x if name is None else checkpoint_name(x, name)
+
+    def resting(self, weight: jax.Array, *names: str) -> jax.Array:
+        """Constrains a weight, or its gradient, to where the weight is between two steps; as with `shardings`, a
+        dimension that its mesh axes do not divide is replicated."""
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or not self.rest:
+            return weight
+        spec = Rules(self.rest).here(*names)
+        fits = [
+            dim % math.prod(mesh.shape[a] for a in mesh_axes(e)) == 0 for dim, e in zip(weight.shape, spec, strict=True)
+        ]
+        spec = P(*(entry if ok else None for entry, ok in zip(spec, fits, strict=True)))
+        return jax.lax.with_sharding_constraint(weight, spec)
 
 
 def _without(spec: P, manual: set[Any]) -> P:

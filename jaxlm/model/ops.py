@@ -21,7 +21,9 @@ def lookup(
     The table is gathered over everything but its vocabulary first, because a gather whose operand and result are
     both sharded over the same mesh axis on different dimensions makes XLA rematerialise the whole operand.
     """
-    table_VD = gathered(table_VD, dtype, shard, rows, None)
+    table_VD = gathered(table_VD, (rows, "embed"), dtype, shard, rows, None)
+    # So that the gradient is added up in the gathered layout too, before it is sent to where the table rests.
+    table_VD = shard(table_VD, rows, None)
     return shard(_rows(table_VD, ids_BT), "batch", "length", None)
 
 
@@ -51,12 +53,23 @@ def _rows_backward(given: tuple[jax.Array, jax.Array], gradient_BTD: jax.Array) 
 _rows.defvjp(_rows_forward, _rows_backward)
 
 
-def gathered(weight: jax.Array, dtype: jnp.dtype, shard: Rules, *names: str | None) -> jax.Array:
-    """A weight in `dtype`, laid out for work: split over `names` and gathered over every other mesh axis.
+def gathered(weight: jax.Array, axes: tuple[str, ...], dtype: jnp.dtype, shard: Rules, *names: str | None) -> jax.Array:
+    """A weight with these logical axes in `dtype`, laid out for work: split over `names` and gathered over every other
+    mesh axis. Its gradient is laid out as the weight is at rest.
 
     The barrier holds the cast before the gather; the partitioner would gather the float32 weight, twice the bytes.
+    JAX's own gradient rule would lay the gradient out as the weight at work: summed over all devices and held whole.
     """
-    return shard(jax.lax.optimization_barrier(weight.astype(dtype)), *names)
+
+    @jax.custom_vjp
+    def at_work(weight: jax.Array) -> jax.Array:
+        return shard(jax.lax.optimization_barrier(weight.astype(dtype)), *names)
+
+    def back(_: None, gradient: jax.Array) -> tuple[jax.Array]:
+        return (shard.resting(gradient, *axes).astype(weight.dtype),)
+
+    at_work.defvjp(lambda weight: (at_work(weight), None), back)
+    return at_work(weight)
 
 
 def pick(logits: Float[Array, "... V"], labels: Int[Array, "..."]) -> jax.Array:

@@ -44,20 +44,44 @@ def policy_of(segment: Segment) -> Callable[..., Any]:
 
 
 @jax.custom_vjp
-def layer_of(blocks: M, index: jax.Array, slot: M) -> M:
-    """Layer `index` of stacked blocks, read in place; its gradient goes to `slot`, whose value is never looked at."""
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), blocks)
+def _routed(layer: M, place: jax.Array, slots: M) -> tuple[M, M]:
+    """A layer, and `slots` whose values are never looked at: on the way back the gradient of the layer is put into
+    those of the slots at `place`, and goes nowhere else."""
+    return layer, slots
 
 
-def _read(blocks: M, index: jax.Array, slot: M) -> tuple[M, None]:
-    return layer_of(blocks, index, slot), None
+def _leave(layer: M, place: jax.Array, slots: M) -> tuple[tuple[M, M], jax.Array]:
+    return (layer, slots), place
 
 
-def _give(_: None, gradient: M) -> tuple[None, None, M]:
-    return None, None, gradient
+def _put(place: jax.Array, gradients: tuple[M, M]) -> tuple[None, None, M]:
+    of_layer, of_slots = gradients
+    put = lambda slots, layer: jax.lax.dynamic_update_index_in_dim(slots, layer.astype(slots.dtype), place, 0)
+    return None, None, jax.tree.map(put, of_slots, of_layer)
 
 
-layer_of.defvjp(_read, _give)
+_routed.defvjp(_leave, _put)
+
+
+def _last(x: jax.Array, slots: Any) -> jax.Array:
+    """`x`; on the way back the gradients of `slots` begin here, as zeros that are not there before that of `x` is.
+
+    XLA for GPUs makes zeros at any time it likes, and the room for the gradients of a segment may so be taken during
+    the loss and the backward passes of all segments behind it (see also `jaxlm.model.ops`).
+    """
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), slots)
+
+    @jax.custom_vjp
+    def last(x: jax.Array, slots: Any) -> jax.Array:
+        return x
+
+    def back(_: None, gradient: jax.Array) -> tuple[jax.Array, Any]:
+        first = jax.lax.slice(gradient, (0,) * gradient.ndim, (1,) * gradient.ndim).reshape(())
+        zero = jnp.minimum(jnp.abs(first), jnp.zeros((), first.dtype))
+        return gradient, jax.tree.map(lambda leaf: jnp.broadcast_to(zero.astype(leaf.dtype), leaf.shape), like)
+
+    last.defvjp(lambda x, slots: (x, None), back)
+    return last(x, slots)
 
 
 def run(
@@ -74,53 +98,63 @@ def run(
     """
     start = 0
     for segment in segments:
-        x = _scan(_part(blocks, x, call, each, slice(start, start + segment.layers), segment), x, segment, unroll)
-        start += segment.layers
+        layers = slice(start, start + segment.layers)
+        x = _segment(blocks, x, call, each, layers, segment, unroll)
+        start = layers.stop
     return x
 
 
-Layer = Callable[[jax.Array, Any], jax.Array]
-"""The carry after one layer, from the carry before it and what belongs to that layer."""
+def _segment(
+    blocks: M,
+    x: jax.Array,
+    call: Callable[[M, jax.Array, Any], jax.Array],
+    each: Any,
+    layers: slice,
+    segment: Segment,
+    unroll: int,
+) -> jax.Array:
+    """The layers of one segment.
 
-
-def _part(
-    blocks: M, x: jax.Array, call: Callable[[M, jax.Array, Any], jax.Array], each: Any, layers: slice, segment: Segment
-) -> tuple[Layer, Any]:
-    """How one layer of a segment is called, and the trees (leading layers axis) of what belongs to each.
-
-    The layers of one segment among several are read out of the whole stack by their index. A slice of the stack would
-    be a copy of its weights, which lives as long as the segment: 2 to 11% of a compiled step's temporaries on GPUs
-    (`experiments/benchmarks/remat_memory.py`). Autodiff keeps each layer that is read so for the backward pass, unless
+    Those of one segment among several are read out of the whole stack by their index. A slice of the stack would be a
+    copy of its weights, which lives as long as the segment: 2 to 11% of a compiled step's temporaries on GPUs
+    (`experiments.benchmarks.remat_memory`). Autodiff keeps each layer that is read so for the backward pass, unless
     a policy computes again, or it is cast: where neither is the case a slice is the smaller evil.
     """
-    weights = jax.tree.leaves(blocks)
-    cut = lambda leaf: leaf[layers]
-    if layers == slice(0, weights[0].shape[0]):
-        return lambda x, layer: call(layer[0], x, layer[1]), (blocks, each)
-    if segment.save is None and all(leaf.dtype == x.dtype for leaf in weights):
-        return lambda x, layer: call(layer[0], x, layer[1]), jax.tree.map(cut, (blocks, each))
-    still = jax.lax.stop_gradient(blocks)
+    weights, still = jax.tree.leaves(blocks), jax.lax.stop_gradient(blocks)
+    cut = lambda tree: jax.tree.map(lambda leaf: leaf[layers], tree)
+    by_index = segment.save is not None or any(leaf.dtype != x.dtype for leaf in weights)
+    whole = layers == slice(0, weights[0].shape[0])
+    indices = jnp.arange(layers.start, layers.stop)
+    of = lambda index: jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), still)
 
-    def read(x: jax.Array, layer: Any) -> jax.Array:
-        index, slot, item = layer
-        return call(layer_of(still, index, slot), x, item)
+    def layer(carry: tuple[jax.Array, M], item: tuple[Any, jax.Array, Any]) -> tuple[jax.Array, M]:
+        (x, slots), (block, place, own) = carry, item
+        block, slots = _routed(block if whole or not by_index else of(block), place, slots)
+        return call(block, x, own), slots
 
-    return read, (jnp.arange(layers.start, layers.stop), *jax.tree.map(cut, (blocks, each)))
+    layered = still if whole else indices if by_index else cut(still)
+    slots = blocks if whole else cut(blocks)
+    return _last(
+        *_scan(layer, (x, slots), (layered, indices - layers.start, each if whole else cut(each)), segment, unroll)
+    )
 
 
-def _scan(part: tuple[Layer, Any], x: jax.Array, segment: Segment, unroll: int) -> jax.Array:
-    """All layers of one segment; those of a group are computed again together, from the input of the first."""
-    layer, parts = part
-    one = lambda x, item: (layer(x, item), None)
+Carry = TypeVar("Carry")
+
+
+def _scan(layer: Callable[[Carry, Any], Carry], carry: Carry, parts: Any, segment: Segment, unroll: int) -> Carry:
+    """`carry = layer(carry, part)` for every layer of a segment; those of a group are computed again together, from
+    the input of the first."""
+    one = lambda carry, item: (layer(carry, item), None)
     if segment.group > 1:
         remat = jax.checkpoint(layer, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=False)
-        inner = lambda x, items: jax.lax.scan(lambda x, item: (remat(x, item), None), x, items)[0]
+        inner = lambda carry, items: jax.lax.scan(lambda carry, item: (remat(carry, item), None), carry, items)[0]
         outer = jax.checkpoint(inner, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=False)
-        one = lambda x, items: (outer(x, items), None)
+        one = lambda carry, items: (outer(carry, items), None)
         groups = segment.layers // segment.group
         parts = jax.tree.map(lambda leaf: leaf.reshape(groups, segment.group, *leaf.shape[1:]), parts)
     elif segment.save is not None:
         remat = jax.checkpoint(layer, policy=policy_of(segment), prevent_cse=False)
-        one = lambda x, item: (remat(x, item), None)
+        one = lambda carry, item: (remat(carry, item), None)
     steps = segment.layers // segment.group
-    return jax.lax.scan(one, x, parts, unroll=min(unroll, steps))[0]
+    return jax.lax.scan(one, carry, parts, unroll=min(unroll, steps))[0]

@@ -108,8 +108,8 @@ class Transformer(Trunk):
         """The output matrix in `dtype`, split over the vocabulary only."""
         shard = self.execution.shard
         if self.head is None:
-            return gathered(self.table[...], dtype, shard, "vocab", None).T
-        return gathered(self.head[...], dtype, shard, None, "vocab")
+            return gathered(self.table[...], ("vocab", "embed"), dtype, shard, "vocab", None).T
+        return gathered(self.head[...], ("embed", "vocab"), dtype, shard, None, "vocab")
 
     def logits(
         self, x_BTD: Float[Array, "B T D"], weights_DV: Float[Array, "D V"] | None = None

@@ -11,7 +11,7 @@ from planners.machines.topology import Device
 from planners.plan import Tensor, Workload
 from planners.prices.assumptions import Assumptions
 from planners.prices.footprint import Footprint, footprint, shard_bytes
-from planners.prices.memory import memory
+from planners.prices.memory import memory, memory_by_phase
 
 
 def device_memory(
@@ -54,14 +54,28 @@ def _one_stage(
 ) -> dict[str, np.ndarray]:
     where = footprint_of(workload, candidates.sizes)
     parts = memory(where, workload, device, candidates, unroll=unroll, assumptions=assumptions)
-    if candidates.zero.any():
-        table = rules({}, zero=True).optimizer
-        rows = np.flatnonzero(candidates.zero)
-        sizes = {axis: size[rows] for axis, size in candidates.sizes.items()}
-        state = parts["optimizer"].astype(float)
-        state[rows] = sum((shard_bytes(tensor, table, sizes) for tensor in workload.optimizer), np.zeros(()))
-        parts = parts | {"optimizer": state}
-    return parts
+    return _split_state(parts, workload, candidates)
+
+
+def phase_memory(
+    workload: Workload, device: Device, candidates: Candidates, *, assumptions: Assumptions
+) -> dict[str, dict[str, np.ndarray]]:
+    """As `device_memory`, phase by phase (`memory_phases`): for GPUs and steps without pipeline stages."""
+    where = footprint_of(workload, candidates.sizes)
+    found = memory_by_phase(where, workload, device, candidates, assumptions=assumptions)
+    return {name: _split_state(parts, workload, candidates) for name, parts in found.items()}
+
+
+def _split_state(parts: dict[str, np.ndarray], workload: Workload, candidates: Candidates) -> dict[str, np.ndarray]:
+    """With the optimizer state split over replicas where a candidate does that."""
+    if not candidates.zero.any():
+        return parts
+    table = rules({}, zero=True).optimizer
+    rows = np.flatnonzero(candidates.zero)
+    sizes = {axis: size[rows] for axis, size in candidates.sizes.items()}
+    state = parts["optimizer"].astype(float)
+    state[rows] = sum((shard_bytes(tensor, table, sizes) for tensor in workload.optimizer), np.zeros(()))
+    return parts | {"optimizer": state}
 
 
 def _worst_stage(

@@ -54,6 +54,7 @@ class Footprint:
         query: the largest matrix of the attention, likewise.
         others: parameters outside the layers (embedding, head) in the compute dtype, gathered.
         vocabulary: the largest matrix outside the layers (the head) in the compute dtype, gathered.
+        vocabulary_rest: the same, sharded as the rules say.
         casts: whether parameters are cast before use.
         cast_layers: parameters of all layers in the compute dtype, sharded as the rules say.
         turned_layers: float32 parameters of all layers whose last dimension fsdp splits, sharded.
@@ -78,6 +79,7 @@ class Footprint:
     query: Number
     others: Number
     vocabulary: Number
+    vocabulary_rest: Number
     casts: bool
     cast_layers: Number
     turned_layers: Number
@@ -141,6 +143,7 @@ def footprint(workload: Workload, sizes: Mapping[str, Number]) -> Footprint:
         query=width * _most(each(attention, gathered)),
         others=width * total(outside, gathered),
         vocabulary=width * _most(each(outside, gathered)),
+        vocabulary_rest=width * _most(each(outside, sizes)),
         casts=any(tensor.dtype != workload.compute_dtype for tensor in workload.parameters),
         cast_layers=width * layers * total(inside, sizes),
         turned_layers=4 * layers * total([tensor for tensor in inside if _turned(tensor)], sizes),

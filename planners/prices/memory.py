@@ -10,7 +10,7 @@ from planners.machines.topology import Device
 from planners.plan import Workload
 from planners.prices.assumptions import Assumptions
 from planners.prices.footprint import Footprint, footprint, shard_bytes
-from planners.prices.memory_phases import Habits, phases, worst
+from planners.prices.memory_phases import Habits, Phase, phases, worst
 from planners.work import Number
 
 __all__ = ["Footprint", "Remat", "footprint", "memory", "shard_bytes"]
@@ -38,15 +38,48 @@ def memory(
     if device.kind == "cpu":
         parts = _on_cpu(step, workload, candidates, unroll=unroll, assumptions=assumptions)
     else:
-        known = assumptions.memory_habits if habits is None else habits
-        parts = dict(worst(phases(step, workload, candidates, known), rows))
-    parts |= {
+        parts = dict(worst(_on_gpu(workload, step, candidates, assumptions, habits), rows))
+    parts |= _always(step, workload, device, candidates, assumptions)
+    return {name: np.zeros(rows) + size for name, size in parts.items()}
+
+
+def memory_by_phase(
+    step: Footprint,
+    workload: Workload,
+    device: Device,
+    candidates: Candidates,
+    *,
+    assumptions: Assumptions,
+    habits: Mapping[str, Habits] | None = None,
+) -> dict[str, dict[str, np.ndarray]]:
+    """As `memory`, for every phase of `memory_phases` and not for the worst alone; on a GPU."""
+    always, rows = _always(step, workload, device, candidates, assumptions), len(candidates)
+    return {
+        name: {part: np.zeros(rows) + size for part, size in (phase | always).items()}
+        for name, phase in _on_gpu(workload, step, candidates, assumptions, habits).items()
+    }
+
+
+def _on_gpu(
+    workload: Workload,
+    step: Footprint,
+    candidates: Candidates,
+    assumptions: Assumptions,
+    habits: Mapping[str, Habits] | None,
+) -> dict[str, Phase]:
+    return phases(step, workload, candidates, assumptions.memory_habits if habits is None else habits)
+
+
+def _always(
+    step: Footprint, workload: Workload, device: Device, candidates: Candidates, assumptions: Assumptions
+) -> Phase:
+    """What is there before and after the step."""
+    return {
         "parameters": step.parameters,
         "optimizer": step.optimizer,
         "batch": assumptions.batch_bytes * workload.tokens / candidates.replicas,
         "runtime": device.overhead,
     }
-    return {name: np.zeros(rows) + size for name, size in parts.items()}
 
 
 def _on_cpu(

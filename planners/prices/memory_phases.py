@@ -3,7 +3,7 @@
 A step allocates one block for all that lives during it, as large as its worst moment. Three moments compete:
 
     loss      all blocks have run forward; logits, and the head's weights or their gradient
-    backward  one block goes back: its weights, its activations, and the gradients of both
+    backward  one block goes back: its weights, its activations, the gradients of both, and room for those of all
     update    every gradient in float32
 
 Read off the live ranges of steps compiled for H100 and A100 with jax 0.10.2; `experiments/benchmarks/memory.py`
@@ -69,7 +69,6 @@ def phases(
     always: Phase = {
         "activations": workload.layers * np.where(none, kept, carry),
         "cast_weights": np.where(none & step.casts, step.cast_layers, 0),
-        "gradients": step.block_gradients,
         "gradient_accumulator": np.where(accumulates, step.accumulator, 0),
         "turned_weights": np.where(fsdp & (accumulates | ~none), step.turned_layers, 0)
         + np.where(fsdp & accumulates, step.turned_others, 0),
@@ -82,13 +81,14 @@ def phases(
         "block_transient": 3 * carry,
     }
     backward: Phase = {
+        "gradients": step.block_gradients,
         "block_transient": np.where(none, _block(step, fsdp, wide, carry), _block_again(step, wide, kept, carry))
         * factor,
     }
     near = ((axes == 1) & ~replicated & (candidates.devices <= HOST)) | ((axes == 0) & ~none)
     stays = np.where(np.where(logits_wait, False, head_waits | near), head, logits)
     backward["logits"] = np.where(chunked, 0, stays)
-    backward["head_gradient"] = np.where(chunked, 2 * head, 0)
+    backward["head_gradient"] = np.where(chunked, step.vocabulary_rest, 0)
     return {"loss": always | loss, "backward": always | backward, "update": {"gradients": step.accumulator}}
 
 

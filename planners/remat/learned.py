@@ -81,7 +81,8 @@ def features(
     )
     kept = flights * kept
     low, high = kept.min(), kept.max()
-    span, dear = max(high - low, 1e-300), max(seconds.max(), 1e-300)
+    # Where there is no choice nothing is compared, and any unit will do.
+    span, dear = high - low or 1.0, seconds.max() or 1.0
     rest = layers - layer
     after = spare - kept - (rest - 1) * low
     # Bytes above the least that each layer still to come could have, in units of the widest choice, transients off.

@@ -37,6 +37,7 @@ class Policy:
         transient: bytes needed besides while one layer (one group) goes back.
         seconds: extra seconds per layer and microbatch.
         flops: extra FLOPs per layer and microbatch.
+        layer: false for what takes memory in its turn and is no layer, such as the loss: no segment of a Plan.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Policy:
     transient: float
     seconds: float
     flops: float = 0.0
+    layer: bool = True
 
     def __post_init__(self) -> None:
         if self.group < 1:
@@ -202,7 +204,7 @@ class Mix:
 
     def segments(self) -> tuple[Segment, ...]:
         """As a Plan holds them."""
-        return tuple(run.policy.segment(run.layers) for run in self.runs)
+        return tuple(run.policy.segment(run.layers) for run in self.runs if run.policy.layer)
 
     def summary(self) -> str:
         return ", ".join(f"{run.policy.name} x{run.layers}" for run in self.runs)

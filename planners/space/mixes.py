@@ -9,8 +9,9 @@ part of a block's forward pass that runs again.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 import yaml
@@ -20,7 +21,7 @@ from planners.machines.topology import Cluster, Device
 from planners.plan import PlanError, Prediction, Segment, Workload, structure
 from planners.prices.assumptions import Assumptions
 from planners.prices.cost import Prices, price
-from planners.prices.device_memory import footprint_of
+from planners.prices.device_memory import footprint_of, phase_memory
 from planners.prices.recompute import Keeping, hull, keeping, keepings
 from planners.remat.policy import Layers, Mix, Policy, Problem, Run, peak
 from planners.remat.solvers import SOLVERS
@@ -39,20 +40,68 @@ HOST_LINK = 0.8
 """Share of the link to host memory that copies reach."""
 
 
+MOST_SEGMENTS = 4
+"""Segments of the layers that a plan may have: each is a loop that has to be compiled."""
+
+Phases: TypeAlias = Mapping[str, Mapping[str, float]]
+"""Bytes by phase of the step (`planners.prices.memory_phases`) and part."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ends:
-    """One choice without any recomputation and with all of it: bytes per device by part, and seconds by part."""
+    """One choice without any recomputation and with all of it: bytes per device by part, and seconds by part.
+
+    Attributes:
+        layers: of one device.
+        carry: bytes of one layer's input.
+        sequences: that one device holds at once.
+        phases: of both ends, bytes by phase and part; empty for CPUs and pipelines, whose phases are not known.
+    """
 
     none: Prediction
     full: Prediction
     layers: int
     carry: float
     sequences: int
+    phases: Mapping[str, Phases] = field(default_factory=dict)
 
     @property
     def price(self) -> float:
         """Extra seconds of recomputing every layer."""
         return max(self.full.step_seconds - self.none.step_seconds, 0.0)
+
+    @property
+    def gradient(self) -> float:
+        """Bytes of one layer's gradients, for which a segment makes room when it begins to go back."""
+        return self.phases["full"]["backward"].get("gradients", 0.0) / self.layers if self.phases else 0.0
+
+    def backward(self, end: Literal["none", "full"]) -> dict[str, float]:
+        """Bytes by part while the blocks go back, or at the peak where phases are not known."""
+        prediction = self.none if end == "none" else self.full
+        return dict(self.phases[end]["backward"] if self.phases else prediction.memory)
+
+    def classes(self, policies: Sequence[Policy]) -> tuple[Layers, ...]:
+        """The layers, and the loss, whose turn comes between their forward and their backward passes."""
+        last = self._loss()
+        layers = Layers(count=self.layers, policies=tuple(policies), freed=self.gradient)
+        return (layers, Layers(count=1, policies=(last,))) if last else (layers,)
+
+    def _loss(self) -> Policy | None:
+        """What the loss needs beside all that the layers have kept."""
+        if not self.phases:
+            return None
+        rest = sum(self.phases["full"]["loss"].values()) - self.layers * self.carry
+        return Policy(name="loss", save=None, kept=0.0, transient=rest, seconds=0.0, layer=False)
+
+    def runs(self, of_layers: Sequence[Run]) -> tuple[Run, ...]:
+        """The runs of the layers and that of the loss."""
+        last = self._loss()
+        return (*of_layers, Run(1, last, 1)) if last else tuple(of_layers)
+
+    @property
+    def update(self) -> float:
+        """Bytes while the weights are updated, whatever the layers have kept; 0 where phases are not known."""
+        return sum(self.phases["full"]["update"].values()) if self.phases else 0.0
 
 
 def with_mixes(choices: Choices, workload: Workload, cluster: Cluster, search: Search, a: Assumptions) -> Choices:
@@ -77,7 +126,14 @@ def with_mixes(choices: Choices, workload: Workload, cluster: Cluster, search: S
         if optimistic[i] >= best and not given:
             break
         row = int(rows[i])
-        ends = ends_of(workload, at.take(rows[i : i + 1]), none.prediction(int(i)), choices.prices.prediction(row))
+        ends = ends_of(
+            workload,
+            cluster.device,
+            at.take(rows[i : i + 1]),
+            none.prediction(int(i)),
+            choices.prices.prediction(row),
+            a,
+        )
         if given:
             mix = blocks.of(given, at.mesh(row), ends)
         else:
@@ -114,7 +170,8 @@ def solver(name: str) -> Callable[[Problem], Mix]:
 
 def problem(ends: Ends, policies: Sequence[Policy], budget: float) -> Problem:
     """The layers of a choice, all that its device holds besides counted as in flight."""
-    return Problem(classes=(Layers(count=ends.layers, policies=tuple(policies)),), budget=budget)
+    classes = ends.classes(policies)
+    return Problem(classes=classes, budget=budget, most_segments=MOST_SEGMENTS + len(classes) - 1)
 
 
 def between(ends: Ends, mix: Mix) -> Prediction:
@@ -122,10 +179,11 @@ def between(ends: Ends, mix: Mix) -> Prediction:
     share = mix.seconds / ends.price if ends.price else 0.0
     seconds = _along(ends.none.seconds, ends.full.seconds, share)
     rest = {name: size for name, size in ends.full.memory.items() if name != "activations"}
-    activations = mix.peak - sum(rest.values())
+    peak = max(mix.peak, ends.update)
+    activations = peak - sum(rest.values())
     if activations < 0:
         rest = {name: size for name, size in ends.none.memory.items() if name != "activations"}
-        activations = max(mix.peak - sum(rest.values()), 0.0)
+        activations = max(peak - sum(rest.values()), 0.0)
     memory = {"activations": activations, **rest}
     mfu = ends.none.mfu
     total = sum(seconds.values())
@@ -159,8 +217,8 @@ class Blocks:
 
     def of(self, segments: Sequence[Segment], mesh: Mapping[str, int], ends: Ends) -> Mix:
         """Given segments as a mix. Raises PlanError for values that the blocks do not name."""
-        runs = tuple(Run(0, self._policy(segment, mesh, ends), segment.layers) for segment in segments)
-        classes = (Layers(count=ends.layers, policies=tuple(run.policy for run in runs)),)
+        runs = ends.runs([Run(0, self._policy(segment, mesh, ends), segment.layers) for segment in segments])
+        classes = ends.classes([run.policy for run in runs if run.policy.layer])
         return Mix(
             runs=runs,
             seconds=sum(run.layers * run.policy.seconds for run in runs),
@@ -201,7 +259,7 @@ class Blocks:
 
 def policy(kept: Keeping, most: float, ends: Ends) -> Policy:
     """A block that keeps these values; `most` are the seconds of keeping none."""
-    rest = ends.full.memory_bytes - ends.layers * ends.carry
+    rest = sum(ends.backward("full").values()) - ends.layers * (ends.carry + ends.gradient)
     floor = min(rest, nothing_again(ends).transient)
     size = ends.sequences * kept.bytes
     return Policy(
@@ -216,10 +274,10 @@ def policy(kept: Keeping, most: float, ends: Ends) -> Policy:
 
 def nothing_again(ends: Ends) -> Policy:
     """A block that keeps everything. Where any layer is rematerialised, XLA turns the weights of all of them."""
-    memory = ends.none.memory
+    memory, rematerialised = ends.backward("none"), ends.backward("full")
     held = memory["activations"] + memory.get("cast_weights", 0.0)
-    turned = ends.full.memory.get("turned_weights", 0.0) - memory.get("turned_weights", 0.0)
-    rest = ends.none.memory_bytes - held + max(turned, 0.0)
+    turned = rematerialised.get("turned_weights", 0.0) - memory.get("turned_weights", 0.0)
+    rest = sum(memory.values()) - held - ends.layers * ends.gradient + max(turned, 0.0)
     return Policy(name="none", save=None, kept=held / ends.layers, transient=rest, seconds=0.0)
 
 
@@ -240,7 +298,9 @@ def _offloaded(kept: Keeping, found: Sequence[Keeping], ends: Ends, device: Devi
     )
 
 
-def ends_of(workload: Workload, one: Candidates, none: Prediction, full: Prediction) -> Ends:
+def ends_of(
+    workload: Workload, device: Device, one: Candidates, none: Prediction, full: Prediction, a: Assumptions
+) -> Ends:
     """The ends of the only candidate, given what both are predicted to cost."""
     sizes = {axis: int(size[0]) for axis, size in one.sizes.items()}
     sequences = int(one.microbatch[0] // one.replicas[0])
@@ -250,7 +310,20 @@ def ends_of(workload: Workload, one: Candidates, none: Prediction, full: Predict
     # Stages hold the activations of several microbatches: what one device keeps of a layer is that many times more.
     flying = max(none.memory["activations"] / (layers * sequences * float(np.ravel(where.activations)[0])), 1.0)
     flying = round(flying) if sizes["stage"] > 1 else 1
-    return Ends(none=none, full=full, layers=layers, carry=carry * flying, sequences=sequences * flying)
+    known = device.kind != "cpu" and sizes["stage"] == 1
+    return Ends(
+        none=none,
+        full=full,
+        layers=layers,
+        carry=carry * flying,
+        sequences=sequences * flying,
+        phases={name: _phases(workload, device, _as(one, name), a) for name in REMATS} if known else {},
+    )
+
+
+def _phases(workload: Workload, device: Device, one: Candidates, a: Assumptions) -> Phases:
+    found = phase_memory(workload, device, one, assumptions=a)
+    return {phase: {part: float(size[0]) for part, size in parts.items()} for phase, parts in found.items()}
 
 
 def _as(candidates: Candidates, remat: str) -> Candidates:

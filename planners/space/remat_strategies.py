@@ -105,7 +105,8 @@ def ends_of_plan(plan: Plan, workload: Workload, cluster: Cluster, a: Assumption
     )
     prices = price(workload, cluster, both, unroll=plan.compile.unroll, assumptions=a)
     rows = {name: prices.prediction(index) for index, name in enumerate(REMATS)}
-    return ends_of(workload, both.take([0]), rows["none"], rows["full"])  # pyright: ignore[reportArgumentType]
+    one = both.take([0])  # pyright: ignore[reportArgumentType]
+    return ends_of(workload, cluster.device, one, rows["none"], rows["full"], a)
 
 
 def verified_strategies(

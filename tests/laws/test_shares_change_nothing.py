@@ -31,7 +31,7 @@ class Uneven:
         total = SEQUENCES // sequences
         slots = total - self.plan.groups + 1
         self.feed = Shared(Rows(), self.mesh, slots, sequences, lambda: self.shares, packed=True)
-        execution = Execution(shard=Rules(self.plan.rules.activations))
+        execution = Execution(shard=Rules(self.plan.rules.activations, rest=self.plan.rules.parameters))
         like = jax.eval_shape(lambda: Transformer(LLAMA, execution, key=jax.random.key(0)))
         places = shardings(like, self.mesh, self.plan.rules.parameters)
         self.model = jax.device_put(from_named(like, weights(LLAMA)), places)

@@ -73,9 +73,7 @@ def test_two_compiles_of_few_layers_tell_all_layers() -> None:
     """Habits that no rule knows, shown by two shallow models of one plan, are those of the deep one."""
 
     def model(layers: int) -> Workload:
-        return workloads.llama(
-            "m", layers=layers, embed=1024, heads=16, mlp=4096, vocab=128256, batch=64, sequence=2048
-        )
+        return workloads.llama("m", layers=layers, embed=1024, heads=16, mlp=4096, vocab=32000, batch=64, sequence=2048)
 
     habits = Habits(kept="head", block=1.3)
     line = by_layers(*(seen(habits, 1, 1.0, model(layers), fsdp=16) for layers in (4, 8)))
