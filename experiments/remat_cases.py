@@ -19,9 +19,9 @@ from planners.prices.assumptions import Assumptions
 from planners.prices.cost import price
 from planners.prices.recompute import Keeping, keeping
 from planners.programs.compiled import Compiled
-from planners.remat.policy import Mix, Policy, Run, peak
+from planners.remat.policy import Mix, Policy, Run
 from planners.search import plan
-from planners.space.mixes import Blocks, Ends, between, ends_of, nothing_again, policy, problem, solver
+from planners.space.mixes import Blocks, Ends, Phases, between, ends_of, nothing_again, policy, problem, solver
 from planners.suggestions import suggest
 from planners.wishes import Search
 
@@ -82,9 +82,19 @@ class Subject:
 
         one = both.take(np.array([0]))
         ends = ends_of(self.workload, self.cluster.device, one, known("none"), known("full"), Assumptions())
-        drop = lambda parts, name: {k: v for k, v in parts.items() if k != "runtime"} | {"beyond": beyond[name]}
-        phases = {n: {phase: drop(parts, n) for phase, parts in found.items()} for n, found in ends.phases.items()}
-        return dataclasses.replace(ends, phases=phases)
+        return dataclasses.replace(
+            ends, phases={n: self._learned(found, beyond[n]) for n, found in ends.phases.items()}
+        )
+
+    @staticmethod
+    def _learned(phases: Phases, beyond: float) -> Phases:
+        """What was learned of the peak is of the phase that needs most; no other can need more than the peak."""
+        parts = {name: {k: v for k, v in found.items() if k != "runtime"} for name, found in phases.items()}
+        sizes = {name: sum(found.values()) for name, found in parts.items()}
+        worst = max(sizes, key=lambda name: sizes[name])
+        peak = sizes[worst] + beyond
+        add = {name: beyond if name == worst else min(peak - size, 0.0) for name, size in sizes.items()}
+        return {name: found | {"beyond": add[name]} for name, found in parts.items()}
 
     @cached_property
     def policies(self) -> list[Policy]:
@@ -112,10 +122,9 @@ class Subject:
 
     def of(self, segments: Sequence[Segment]) -> Mix:
         """Given segments as a mix, priced."""
-        runs = self.ends.runs([Run(0, self._policy(segment), segment.layers) for segment in segments])
-        classes = self.ends.classes(self.policies)
-        made = Mix.of(runs, classes)
-        return dataclasses.replace(made, runs=tuple(runs), peak=max(peak(runs, classes), self.ends.update))
+        runs = [Run(0, self._policy(segment), segment.layers) for segment in segments]
+        made = Mix.of(runs, self.ends.classes(self.policies))
+        return dataclasses.replace(made, runs=tuple(runs), peak=self.ends.peak(runs))
 
     def uniform(self, name: str) -> Mix:
         """One of the NAMED policies, or `none`, for all layers."""

@@ -9,7 +9,6 @@ orders alike for all plans of one model. So a few steps are compiled, and the ha
 Habits that differ from mesh to mesh are learned for one plan alone, from two compiles with few layers: `by_layers`.
 """
 
-import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,11 +19,10 @@ import numpy as np
 from planners.candidates import Candidates
 from planners.plan import PlanError, Workload, structure
 from planners.prices.footprint import Footprint, footprint
-from planners.prices.memory_phases import Habits, Kept, phases, temporaries
+from planners.prices.memory_phases import Habits, phases, temporaries
 
-KEPT: tuple[Kept, ...] = ("", "logits", "head")
 BLOCK = tuple(float(round(factor, 2)) for factor in np.arange(0.6, 1.41, 0.02))
-"""What is tried; the first, and 1.0, are what is believed without a compiled step."""
+"""What is tried; 1.0 is what is believed without a compiled step."""
 
 DOUBT = 3e-4
 """Squared relative error that a habit must explain before it is believed against what goes without saying: 1.7% of the
@@ -128,10 +126,10 @@ def by_layers(first: Observation, second: Observation) -> Line:
 def _best(seen: Sequence[Observation]) -> Habits:
     """By least squares of the relative error, over all habits that are tried."""
     best, least = Habits(), float("inf")
-    for kept, block in itertools.product(KEPT, BLOCK):
-        habit = Habits(kept=kept, block=block)
+    for block in BLOCK:
+        habit = Habits(block=block)
         error = sum((each.predicted(habit) / each.temporaries - 1) ** 2 for each in seen)
-        doubt = (kept != KEPT[0]) + (block - 1) ** 2 / 0.2**2
+        doubt = (block - 1) ** 2 / 0.2**2
         if error + DOUBT * doubt < least:
             best, least = habit, error + DOUBT * doubt
     return best

@@ -12,7 +12,7 @@ compares them with new ones. Small whole numbers below count values of one kind 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -24,23 +24,15 @@ from planners.work import Number
 Phase: TypeAlias = dict[str, Number]
 """Bytes by part."""
 
-Kept: TypeAlias = Literal["", "logits", "head"]
-
-HOST = 8
-"""GPUs of one host, as XLA is told of the targets that steps were compiled for (`jaxlm.runtime.aot`)."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Habits:
     """What XLA may order as it likes; the same step of another model, or by another version, may come out otherwise.
 
     Attributes:
-        kept: what waits while the blocks go back, the `logits` that the head's gradient is made of, or that gradient,
-            `head`. Left empty: the gradient, if it is reduced within one host over one mesh axis, else the logits.
         block: factor on what a block in flight needs.
     """
 
-    kept: Kept = ""
     block: float = 1.0
 
 
@@ -54,12 +46,7 @@ def phases(
     none = candidates.remat == candidates.remats.index("none")
     chunked = candidates.loss_chunks > 1
     accumulates = candidates.microbatch < workload.batch
-    replicated = (sizes["data"] > 1) | (sizes["zone"] > 1)
-    axes = sum((size > 1).astype(int) for size in sizes.values())
-    factor, logits_wait, head_waits = (
-        np.asarray(column)[candidates.remat]
-        for column in zip(*((h.block, h.kept == "logits", h.kept == "head") for h in habit), strict=True)
-    )
+    factor = np.asarray([each.block for each in habit])[candidates.remat]
 
     sequences = candidates.microbatch // candidates.replicas
     split = np.where(candidates.sequence, tensor, 1)
@@ -77,18 +64,15 @@ def phases(
     loss: Phase = {
         "logits": logits / candidates.loss_chunks,
         "working_parameters": head,
-        "head_gradient": np.where(chunked, 3 * head, 0),  # float32 sums, and the part of one chunk
+        "head_gradient": np.where(chunked, 3, 1) * head,  # in pieces: float32 sums, and the part of one piece
         "block_transient": 3 * carry,
     }
     backward: Phase = {
         "gradients": step.block_gradients,
         "block_transient": np.where(none, _block(step, fsdp, wide, carry), _block_again(step, wide, kept, carry))
         * factor,
+        "head_gradient": step.vocabulary_rest,
     }
-    near = ((axes == 1) & ~replicated & (candidates.devices <= HOST)) | ((axes == 0) & ~none)
-    stays = np.where(np.where(logits_wait, False, head_waits | near), head, logits)
-    backward["logits"] = np.where(chunked, 0, stays)
-    backward["head_gradient"] = np.where(chunked, step.vocabulary_rest, 0)
     return {"loss": always | loss, "backward": always | backward, "update": {"gradients": step.accumulator}}
 
 

@@ -23,7 +23,7 @@ from planners.prices.assumptions import Assumptions
 from planners.prices.cost import Prices, price
 from planners.prices.device_memory import footprint_of, phase_memory
 from planners.prices.recompute import Keeping, hull, keeping, keepings
-from planners.remat.policy import Layers, Mix, Policy, Problem, Run, peak
+from planners.remat.policy import Layers, Mix, Policy, Problem, Run, moments
 from planners.remat.solvers import SOLVERS
 from planners.space.choices import Choices
 from planners.wishes import REMATS as REMAT_NAMES
@@ -99,9 +99,21 @@ class Ends:
         return (*of_layers, Run(1, last, 1)) if last else tuple(of_layers)
 
     @property
-    def update(self) -> float:
-        """Bytes while the weights are updated, whatever the layers have kept; 0 where phases are not known."""
-        return sum(self.phases["full"]["update"].values()) if self.phases else 0.0
+    def turned(self) -> float:
+        """Bytes of weights that XLA turns round for layers that are computed again, and holds until the last of
+        these has gone back."""
+        weights = [self.backward(end).get("turned_weights", 0.0) for end in ("full", "none")]
+        return max(weights[0] - weights[1], 0.0)
+
+    def peak(self, runs: Sequence[Run]) -> float:
+        """Bytes of these runs of the layers, in this order. Solvers count turned weights for every run; they are
+        gone by the time that a first run which keeps everything goes back."""
+        of_layers = [run for run in runs if run.policy.layer]
+        found = moments(self.runs(of_layers), self.classes([run.policy for run in of_layers]))
+        if of_layers[0].policy.save is None:
+            found[0] -= self.turned
+        update = sum(self.phases["full"]["update"].values()) if self.phases else 0.0
+        return max(*found, update)
 
 
 def with_mixes(choices: Choices, workload: Workload, cluster: Cluster, search: Search, a: Assumptions) -> Choices:
@@ -179,7 +191,7 @@ def between(ends: Ends, mix: Mix) -> Prediction:
     share = mix.seconds / ends.price if ends.price else 0.0
     seconds = _along(ends.none.seconds, ends.full.seconds, share)
     rest = {name: size for name, size in ends.full.memory.items() if name != "activations"}
-    peak = max(mix.peak, ends.update)
+    peak = ends.peak(mix.runs)
     activations = peak - sum(rest.values())
     if activations < 0:
         rest = {name: size for name, size in ends.none.memory.items() if name != "activations"}
@@ -217,12 +229,11 @@ class Blocks:
 
     def of(self, segments: Sequence[Segment], mesh: Mapping[str, int], ends: Ends) -> Mix:
         """Given segments as a mix. Raises PlanError for values that the blocks do not name."""
-        runs = ends.runs([Run(0, self._policy(segment, mesh, ends), segment.layers) for segment in segments])
-        classes = ends.classes([run.policy for run in runs if run.policy.layer])
+        runs = tuple(Run(0, self._policy(segment, mesh, ends), segment.layers) for segment in segments)
         return Mix(
             runs=runs,
             seconds=sum(run.layers * run.policy.seconds for run in runs),
-            peak=peak(runs, classes),
+            peak=ends.peak(runs),
             flops=sum(run.layers * run.policy.flops for run in runs),
         )
 
@@ -274,10 +285,9 @@ def policy(kept: Keeping, most: float, ends: Ends) -> Policy:
 
 def nothing_again(ends: Ends) -> Policy:
     """A block that keeps everything. Where any layer is rematerialised, XLA turns the weights of all of them."""
-    memory, rematerialised = ends.backward("none"), ends.backward("full")
+    memory = ends.backward("none")
     held = memory["activations"] + memory.get("cast_weights", 0.0)
-    turned = rematerialised.get("turned_weights", 0.0) - memory.get("turned_weights", 0.0)
-    rest = sum(memory.values()) - held - ends.layers * ends.gradient + max(turned, 0.0)
+    rest = sum(memory.values()) - held - ends.layers * ends.gradient + ends.turned
     return Policy(name="none", save=None, kept=held / ends.layers, transient=rest, seconds=0.0)
 
 
