@@ -75,8 +75,8 @@ def report(losses: dict[str, list[float]]) -> Report:
             float(stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / len(gaps) ** 0.5) if len(gaps) > 1 else np.inf
         )
         upper = float(gaps.mean()) + half
-        note = f"95 % interval +-{half:.2f}"
-        if name in TARGETS:
+        note = f"95 % interval +-{half:.2f}" if len(gaps) > 1 else "one seed, no interval"
+        if name in TARGETS and len(gaps) > 1:
             note += f"; target <= {TARGETS[name]}: {'met' if upper <= TARGETS[name] else 'MISSED'}"
         rows.append(Row(what=name, quantity=f"% above {first}", measured=round(float(gaps.mean()), 3), note=note))
     remarks = [f"{len(base)} seeds of each, the same text in the same order; a gap below zero is better than exact."]
