@@ -80,8 +80,13 @@ class Auditing:
             if self.witnessing is not None:
                 self.witnessing.close()
 
-    def check(self, found: Found) -> None:
-        """Raises CheckpointError, on every process, when the newest good checkpoint is older than the log knows."""
+    def check(self, found: Found, store: Store) -> None:
+        """Judges, for every process, a newest good checkpoint that is older than the newest that the log knows.
+
+        Where that one lies here as it was signed, and only its content is damaged, the run goes back, which is said
+        and logged. Raises CheckpointError where it is gone or was put in the place of another: nobody can tell then
+        what was lost from what somebody wants forgotten.
+        """
 
         def judge() -> None:
             assert self.notary is not None
@@ -89,8 +94,9 @@ class Auditing:
             if newest is None or (found.step is not None and found.step >= newest):
                 return
             there = "there is none that is good" if found.step is None else f"the newest good one is {found.step}"
-            reasons = "".join(f"\n  {sentence}" for sentence in found.skipped)
-            if not (options.allow_rollback or options.allow_unverified):
+            damaged = found.step is not None and self._damaged(store, newest)
+            if not (damaged or options.allow_rollback or options.allow_unverified):
+                reasons = "".join(f"\n  {sentence}" for sentence in found.skipped)
                 raise CheckpointError(
                     f"the audit log knows a checkpoint of step {newest}, and {there}:{reasons or ' it was removed'}\n"
                     "Going on from an older one loses what came after it, and hides that somebody went back. Restore "
@@ -100,6 +106,15 @@ class Auditing:
             self._rollback_from = newest
 
         first_does(judge)
+
+    def _damaged(self, store: Store, step: int) -> bool:
+        """Whether the checkpoint that was signed lies there, so that only its content can be what is wrong with it."""
+        assert self.notary is not None
+        try:
+            body = store.manifest(step)
+        except CheckpointError:
+            return False
+        return self.notary.genuine(store.folder(step), body)
 
     def restored(self, store: Store, step: int) -> None:
         """A run goes on from `step`."""
@@ -198,7 +213,7 @@ class Unaudited:
 
     def __exit__(self, *_: Any) -> None: ...
 
-    def check(self, found: Found) -> None: ...
+    def check(self, found: Found, store: Store) -> None: ...
 
     def restored(self, store: Store, step: int) -> None: ...
 

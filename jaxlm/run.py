@@ -137,7 +137,7 @@ def _train(setup: Setup, stop: StopSignal, say: Say, monitor: Monitor) -> int:
         auditing(setup, say) as audit,
         run.checkpoint.build(folder.checkpoints, audit.notary) as store,
     ):
-        state, done = first_state(session, store, corpus, folder, say, audit.check)
+        state, done = first_state(session, store, corpus, folder, say, lambda found: audit.check(found, store))
         audit.started(corpus.digest, done, list(named_leaves(session.abstract.model)))
         if done:
             audit.restored(store, done)

@@ -169,6 +169,10 @@ class Store:
         step, skipped = first_does(search)
         return Found(step, skipped)
 
+    def folder(self, step: int) -> Path:
+        """Where the finished checkpoint of `step` lies, if it is there."""
+        return self.directory / str(step)
+
     def manifest(self, step: int) -> dict[str, Any]:
         """The manifest of `step`, whose files are not looked at. Raises as `names` does."""
         return self._folders.manifest(step)

@@ -133,6 +133,15 @@ class Notary:
     def fault(self, folder: Path, body: dict[str, Any]) -> str | None:
         return self.judge.fault(folder, body)
 
+    def genuine(self, folder: Path, body: dict[str, Any]) -> bool:
+        """Whether a checkpoint with the manifest `body` is the one that was signed and logged; its files may be
+        damaged."""
+        try:
+            self.judge.check(folder, body)
+        except (Rejected, OSError):
+            return False
+        return True
+
 
 def commit_body(body: dict[str, Any], payload: str) -> dict[str, Any]:
     """What the log says of a checkpoint with this manifest."""

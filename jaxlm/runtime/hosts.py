@@ -3,7 +3,6 @@
 JAX is not imported here: whoever supervises others must not wait for it, nor fall with it.
 """
 
-import ctypes
 import os
 import re
 import signal
@@ -94,13 +93,12 @@ class Hosts:
                 log.write(f"--- {self._title or 'started'} {now}: host {spec.host}\n".encode())
                 begins = log.tell()
                 process = subprocess.Popen(
-                    spec.command,
+                    (*_with_us(), *spec.command),
                     env={**os.environ, **spec.environment},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,  # Ctrl-C reaches us alone, and we pass it on
-                    preexec_fn=_end_with_parent,
                 )
             self._hosts.append(_Host(spec, process, begins))
         self._shown = self._hosts[0].begins
@@ -234,7 +232,18 @@ def _how(code: int) -> str:
     return f"killed by {name}{hint.get(number, '')}"
 
 
-def _end_with_parent() -> None:
-    """Asks the kernel to tell the child to save and stop when we die, however that happens; Linux only."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
+_END_WITH_PARENT = """
+import ctypes, os, signal, sys
+parent, number, *command = sys.argv[1:]
+ctypes.CDLL(None).prctl(int(number), signal.SIGTERM)
+os.getppid() == int(parent) or os.kill(os.getpid(), signal.SIGTERM)
+os.execvp(command[0], command)
+"""
+
+
+def _with_us() -> tuple[str, ...]:
+    """What a command starts with so that the kernel tells it to save and stop when we die, however that happens;
+    Linux only. It becomes the command; a function between fork and exec would not do, since JAX has threads."""
+    if sys.platform != "linux":
+        return ()
+    return (sys.executable, "-S", "-c", _END_WITH_PARENT, str(os.getpid()), str(_DIE_WITH_PARENT))

@@ -112,7 +112,10 @@ def test_a_run_goes_on_when_its_parent_is_gone_and_cannot_change_it(home, capsys
         (["--data.tokenizer.path", "{home}/other.model"], "other.model is not the tokenizer of {home}/base"),
         (["--profile", "3:9"], "--profile 3:9: the steps must be in order and within 1:3"),
         (["--train.wandb", "papers"], "train.wandb=papers needs the package wandb, which is not installed"),
-        (["--optim.kind", "lionn"], "optim.kind: 'lionn' is not one of adamw, lion, adafactor, muon; did you mean"),
+        (
+            ["--optim.kind", "lionn"],
+            "optim.kind: 'lionn' is not one of adamw, lion, adafactor, muon, sgd; did you mean",
+        ),
         (["--optim.eps", "1e-8"], "optim: unknown key 'eps' of kind lion"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",

@@ -72,6 +72,7 @@ def budget(span):
     return within(*span)
 
 
+@pytest.mark.slow
 def test_layers_that_toggle_every_epoch_give_the_losses_of_layers_that_do_not(home, config, budget, span):
     still, run = home / "still", home / "toggled"
     finish(start(["train", config, "--run-dir", still, *EXACT], home=home), seconds=300)
@@ -84,12 +85,15 @@ def test_layers_that_toggle_every_epoch_give_the_losses_of_layers_that_do_not(ho
     assert [step for step, *_ in got] == [step for step, *_ in want]
     np.testing.assert_allclose([r[1] for r in got], [r[1] for r in want], rtol=1e-5)
 
-    epochs = [each for each in records(run / "remat.jsonl") if each["event"] != "remat.refuse"]
+    logged = records(run / "remat.jsonl")
+    refused = [each["segments"] for each in logged if each["event"] == "remat.refuse"]
+    epochs = [each for each in logged if each["event"] != "remat.refuse"]
     assert [each["epoch"] for each in epochs] == [1, 2, 3, 4, 5, 6], "each epoch stands once, also after the kill"
     ran = [tuple(structure(part, Segment) for part in each["segments"]) for each in epochs]
     assert len(set(ran)) >= 3
     for before, after in pairwise(epochs):
-        assert before.get("next", after["segments"]) == after["segments"]
+        wanted = before.get("next", after["segments"])
+        assert after["segments"] == (before["segments"] if wanted in refused else wanted)
     for each in epochs:
         assert sum(part["layers"] for part in each["segments"]) == 6
         assert each["measured_seconds"] > 0
