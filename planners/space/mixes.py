@@ -44,8 +44,9 @@ MOST_SEGMENTS = 4
 """Segments of the layers that a plan may have: each is a loop that has to be compiled."""
 
 RESERVE = 0.012
-"""Share of the budget that solvers leave free: the most by which one of 36 compiled plans needed more than predicted,
-once both of its ends had been compiled (`experiments.benchmarks.remat_memory`; the mean is 0.24%)."""
+"""Share of the budget that solvers leave free, or a tenth of what they can save if that is less: the most by which one
+of 36 compiled plans needed more than predicted, once both of its ends had been compiled (0.24% is the mean;
+`experiments.benchmarks.remat_memory`)."""
 
 Phases: TypeAlias = Mapping[str, Mapping[str, float]]
 """Bytes by phase of the step (`planners.prices.memory_phases`) and part."""
@@ -187,7 +188,10 @@ def solver(name: str) -> Callable[[Problem], Mix]:
 def problem(ends: Ends, policies: Sequence[Policy], budget: float) -> Problem:
     """The layers of a choice, all that its device holds besides counted as in flight."""
     classes = ends.classes(policies)
-    return Problem(classes=classes, budget=budget * (1 - RESERVE), most_segments=MOST_SEGMENTS + len(classes) - 1)
+    reserve = min(RESERVE * budget, 0.1 * max(ends.none.memory_bytes - ends.full.memory_bytes, 0.0))
+    # What only fits without the reserve is better than nothing.
+    aim = max(budget - reserve, min(budget, ends.full.memory_bytes))
+    return Problem(classes=classes, budget=aim, most_segments=MOST_SEGMENTS + len(classes) - 1)
 
 
 def between(ends: Ends, mix: Mix) -> Prediction:
