@@ -1,64 +1,38 @@
 """The composition root of training: configuration, data, model, plan, mesh, loop and checkpoints meet here."""
 
 import dataclasses
-import shlex
 import sys
-import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from jaxlm.auditing import Auditing, Unaudited, auditing
-from jaxlm.changing import Changes, Chooser
-from jaxlm.checkpoints.errors import CheckpointError
-from jaxlm.checkpoints.processes import first_decides
-from jaxlm.checkpoints.schedule import Schedule
-from jaxlm.checkpoints.store import Store
-from jaxlm.collectives.replicas import Diverged, require_identical
+from jaxlm.auditing import auditing
 from jaxlm.config import Run, schedule_change
-from jaxlm.data.corpus import Corpus, gzip_bits_per_byte
-from jaxlm.data.loader import Loader
 from jaxlm.data.prepare import prepare
 from jaxlm.data.progress import show_progress, silent
-from jaxlm.decode import encode
-from jaxlm.evaluation import sample
-from jaxlm.feedback import Feedback
 from jaxlm.files import DiskFull, room, user_cache, write_whole
 from jaxlm.finetune import check_parent
 from jaxlm.folder import Folder, write_json
-from jaxlm.governance.errors import GovernanceError
 from jaxlm.model.attention import say_kernel
 from jaxlm.planned import choose_plan, predicted
-from jaxlm.replan import Replanner
-from jaxlm.running import Running, running
+from jaxlm.running import running
 from jaxlm.runtime.distributed import start
 from jaxlm.runtime.lock import run_lock
 from jaxlm.runtime.monitor import Monitor
 from jaxlm.runtime.peers import Peers
 from jaxlm.session import Session, described_machine, expected_vocab, local_machine, numerics, resolve, workload_of
 from jaxlm.setup import Options, Setup, resume_command
-from jaxlm.state import config_digest, first_state
+from jaxlm.state import first_state
 from jaxlm.syncing import asked, describe
-from jaxlm.trainer.hooks import Every, Saving
-from jaxlm.trainer.loop import Finished, Hook, Outcome
-from jaxlm.trainer.loop import train as run_loop
-from jaxlm.trainer.metrics import JsonLines, Meter, TensorBoard, Work, read_jsonl
-from jaxlm.trainer.plot import plot_runs
-from jaxlm.trainer.profile import Profiling
-from jaxlm.trainer.progress import Progress, seconds_as_text
-from jaxlm.trainer.state import TrainState
-from jaxlm.trainer.stop import Asked, Interrupted, StopSignal, never
-from jaxlm.trainer.tracking import WeightsAndBiases, require_tracking
+from jaxlm.trainer.loop import Outcome
+from jaxlm.trainer.stop import StopSignal
+from jaxlm.trainer.tracking import require_tracking
+from jaxlm.training import DONE, Say, Stopped, Training
 from jaxlm.tree import named_leaves
-from jaxlm.watching import monitor_of, note, react
+from jaxlm.watching import monitor_of
 from planners.explain import explain
 
-Say = Callable[[str], None]
-
-DONE, STOPPED = 0, 3
 NOTHING_LOST = "no step was taken since the last checkpoint, so nothing is lost; start it again to go on"
 
 
@@ -79,16 +53,6 @@ def train(run: Run, directory: Path, options: Options = Options()) -> int:
         with suppress(OSError):  # the log may lie on the same full disk
             print(sentence, file=sys.stderr, flush=True)
         return stopped.code
-
-
-class Stopped(Exception):
-    """The run cannot go on for want of something a person can give, such as room; `remedy` says what to do."""
-
-    code = STOPPED
-
-    def __init__(self, why: str, remedy: str):
-        super().__init__(why)
-        self.remedy = remedy
 
 
 def _begin(run: Run, directory: Path, options: Options, stop: StopSignal) -> int:
@@ -138,6 +102,7 @@ def _train(setup: Setup, stop: StopSignal, say: Say, monitor: Monitor) -> int:
         run.checkpoint.build(folder.checkpoints, audit.notary) as store,
     ):
         state, done = first_state(session, store, corpus, folder, say, lambda found: audit.check(found, store))
+        monitor.accept()
         audit.started(corpus.digest, done, list(named_leaves(session.abstract.model)))
         if done:
             audit.restored(store, done)
@@ -149,7 +114,7 @@ def _train(setup: Setup, stop: StopSignal, say: Say, monitor: Monitor) -> int:
             write_whole(folder.explanation, (explain(setup.plan, setup.cluster) + "\n").encode())
             write_whole(folder.tokenizer, corpus.tokenizer.model)
         shares = store.facts(done).get("shares") if done else None
-        training = _Training(running(setup, session, corpus, shares), corpus, store, audit, stop, say, monitor)
+        training = Training(running(setup, session, corpus, shares), corpus, store, audit, stop, say, monitor)
         if done < run.train.steps:
             return training.run(state, done)
         if folder.finished() == done:
@@ -158,285 +123,3 @@ def _train(setup: Setup, stop: StopSignal, say: Say, monitor: Monitor) -> int:
         say(f"all {done} steps are done; what comes after them is not, and follows")
         stop.kept = f"all {done} steps are done and saved. Resume: {resume_command(setup)}"
         return training.finish(Outcome(state, done, "done"), {"train_seconds": 0.0, "compile_seconds": 0.0})
-
-
-class _Training:
-    """One pass through the loop, from a state to its last checkpoint, evaluation, sample and summary.
-
-    `now`: what runs under the plan that is followed at the moment.
-    """
-
-    def __init__(
-        self,
-        now: Running,
-        corpus: Corpus,
-        store: Store,
-        audit: Auditing | Unaudited,
-        stop: StopSignal,
-        say: Say,
-        monitor: Monitor,
-    ):
-        self.now, self.corpus, self.store, self.audit, self.monitor = now, corpus, store, audit, monitor
-        self.stop, self.say, self.again = stop, say, now.setup.options.again
-        self.run_config, self.folder = now.setup.run, now.setup.folder
-        self.leader = jax.process_index() == 0
-        self.tracking: WeightsAndBiases | None = None
-
-    def run(self, state: TrainState[Any], done: int) -> int:
-        """Everything that is left to do of a run of which `done` steps are done; its exit code."""
-        project = self.run_config.train.wandb
-        with ExitStack() as self.meshes:
-            if project is None or not self.leader:
-                return self._run(state, done)
-            name, directory, config = self.run_config.name, self.folder.path, encode(self.run_config)
-            with closing(WeightsAndBiases(project, name, directory, config)) as self.tracking:
-                return self._run(state, done)
-
-    def _run(self, state: TrainState[Any], done: int) -> int:
-        run = self.run_config
-        loader = Loader(self.corpus.training(run.data), run.train.batch, run.data.sequence, run.data.mode, run.seed)
-        feed = self.now.feed(loader)
-        with self.monitor.phase("compiles"):
-            compile_seconds = self.now.compile(feed[done], self.say)
-        self.say(loader.describe(run.train.steps))
-        progress = Progress(done, run.train.steps) if self.leader else None
-        writers = self._writers(done, progress)
-        say = progress.say if progress else self.say
-        evaluating = Every(run.train.eval_every, lambda at, state: self._evaluate_between_steps(at, state, say))
-        meter = Meter(self._work(loader), run.train.log_every, run.train.steps, writers)
-        chooser = self._chooser(done, compile_seconds, say)
-        changes = None if chooser is None else Changes(chooser, self.now, self.corpus, loader, self.meshes, say)
-
-        def report(finished: Finished) -> None:
-            note(self.monitor, finished)
-            self.audit.observe(finished)
-            self.now.recorder(finished)
-            if self.now.balancer is not None:
-                self.now.balancer.say = say
-                finished = self.now.balancer.observe(finished)
-            if chooser is not None:
-                chooser.observe(finished)
-            meter(finished)
-
-        def moving() -> dict[str, Any]:
-            shares = self.now.shares()
-            facts = {} if shares is None else {"shares": shares}
-            return facts | (chooser.facts() if chooser is not None else {})
-
-        saving = self._saving(meter.flush, moving)
-        checking = Every(run.train.check_replicas, self._check_replicas)
-        hooks: Sequence[Hook] = self.monitor.around((checking, saving, evaluating))
-        began = time.monotonic()
-        try:
-            with self.stop.deferred(), ExitStack() as last:
-                for each in (changes or self.now, progress, *writers, meter, chooser):
-                    if hasattr(each, "close") and each is not self.tracking:
-                        last.callback(each.close)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-                if self.now.setup.options.profile is not None and self.leader:
-                    profiling = Profiling(self.now.setup.options.profile, self.folder.profile, say)
-                    profiling.begin(done)
-                    last.callback(profiling.close)
-                    hooks = profiling.around(hooks)
-                while True:
-                    with closing(feed.iterate(done, run.train.steps)) as batches:
-                        outcome = run_loop(
-                            state,
-                            step=self.now.step,
-                            batches=self.monitor.batches(batches, done),
-                            start=done,
-                            steps=run.train.steps,
-                            tensors=list(named_leaves(self.now.session.abstract.model)),
-                            report=report,
-                            hooks=hooks,
-                            stop=lambda step: self._asked(step, chooser),
-                            pause=chooser.pause if chooser is not None else lambda step: False,
-                        )
-                    if outcome.reason != "paused":
-                        break
-                    assert changes is not None
-                    state, done = outcome.state, outcome.step
-                    if changes.chooser.decide(done):
-                        with self.monitor.phase("changes the plan"):
-                            self.now, state, seconds = changes.follow(self.now, state, done)
-                        self.audit.adopted(done, self.now.setup.plan)
-                        feed = self.now.feed(loader)
-                        compile_seconds += seconds
-                seconds = time.monotonic() - began
-                saved = saving.finally_save(outcome.step, outcome.state)
-                asked = self.stop.agreed() if outcome.signal is None else outcome.signal
-                self.stop.kept = self._kept(outcome.step, saved)
-        except (CheckpointError, GovernanceError) as error:
-            raise Stopped(str(error), f"Remove the cause, then resume: {self._resume()}") from error
-        if asked is not None or outcome.reason != "done":
-            return self._stopped(outcome, saved, asked)
-        return self.finish(outcome, {"train_seconds": seconds, "compile_seconds": compile_seconds})
-
-    def _chooser(self, done: int, compile_seconds: float, say: Say) -> Chooser | None:
-        """What goes over to other plans while the run trains, where the configuration asks for it."""
-        if self.run_config.plan.remat_feedback.every:
-            saved = self.store.facts(done).get("remat_feedback") if done else None
-            memory = self.now.memory()
-            used = None if memory is None else memory.used
-            return Feedback(self.now.setup, done, saved, used, compile_seconds, say)
-        if not self.run_config.train.replan.enabled or self.now.setup.cluster.count == 1:
-            return None
-        saved = self.store.facts(done).get("replan") if done else None
-        replanner = Replanner(self.now.setup, done, saved, say)
-        replanner.compiled(compile_seconds)
-        return replanner
-
-    def _check_replicas(self, step: int, state: TrainState[Any]) -> None:
-        """Raises Stopped where replicas have drifted apart."""
-        if self.now.setup.plan.groups == 1:
-            return
-        try:
-            require_identical(state.model, self.now.session.mesh, step)
-        except Diverged as error:
-            raise Stopped(str(error), f"Resume: {self._resume()}") from error
-
-    def _kept(self, step: int, saved: bool) -> str:
-        where = f"state after step {step} saved" if saved else "nothing saved: checkpoint.enabled is false"
-        return f"{where}. Resume: {self._resume()}"
-
-    def _asked(self, step: int, chooser: Chooser | None) -> int | None:
-        """A signal to stop, if any process got one; several processes agree at each log line."""
-        if jax.process_count() > 1 and step % self.run_config.train.log_every:
-            return None
-        react(self.monitor, self.now.balancer, chooser)
-        return self.stop.agreed()
-
-    def _saving(self, report: Callable[[], None], moving: Callable[[], dict[str, Any]]) -> Saving:
-        run = self.run_config
-        agree = first_decides if jax.process_count() > 1 else bool
-        facts = {
-            "config": config_digest(run),
-            "plan": self.now.setup.plan.digest,
-            "data": self.corpus.digest,
-            "seed": run.seed,
-            "parent": encode(run.parent),
-        }
-        return Saving(self.store, Schedule(run.checkpoint, agree=agree), facts, run.checkpoint.enabled, report, moving)
-
-    def _writers(self, done: int, progress: Progress | None) -> list[Any]:
-        if progress is None:
-            return []
-        writers: list[Any] = [self.monitor.complete, progress, JsonLines(self.folder.metrics, keep=done)]
-        if self.run_config.train.tensorboard:
-            writers.append(TensorBoard(self.folder.tensorboard, keep=done))
-        if self.tracking is not None:
-            writers.append(self.tracking)
-        return writers
-
-    def _work(self, loader: Loader) -> Work:
-        workload, cluster = self.now.setup.workload, self.now.setup.cluster
-        return Work(
-            tokens=workload.tokens,
-            flops_full=workload.step_flops(causal=False),
-            flops_causal=workload.step_flops(causal=True),
-            devices=cluster.count,
-            peak=cluster.device.peak.get(self.now.session.how.dtype),
-            bytes_per_token=loader.bytes_per_token,
-        )
-
-    def _evaluate(
-        self,
-        step: int,
-        state: TrainState[Any],
-        batches: int,
-        say: Say,
-        *,
-        predictions: bool = False,
-        asked: Asked = never,
-    ) -> dict[str, Any]:
-        result = self.now.judge(state.model, batches, predictions=predictions, asked=asked).facts()
-        record = {"step": step, **result}
-        if self.leader:
-            writer = JsonLines(self.folder.evaluations, keep=step - 1)
-            writer(record)
-            writer.close()
-        self.audit.evaluated(record)
-        if self.tracking is not None:
-            self.tracking.evaluated(record)
-        say(f"held-out at step {step}: {result['bits_per_byte']:.4f} bits per byte, loss {result['loss']:.4f}")
-        return result
-
-    def _evaluate_between_steps(self, step: int, state: TrainState[Any], say: Say) -> None:
-        """Raises Interrupted after a signal; all processes give up before the same batch."""
-        try:
-            self._evaluate(step, state, self.run_config.train.eval_batches, say, asked=self.stop.agreed)
-        except Interrupted:
-            say(f"the evaluation at step {step} is given up")
-            raise
-
-    def _stopped(self, outcome: Outcome, saved: bool, asked: int | None) -> int:
-        self._compare(learning=False)
-        if outcome.reason != "nonfinite":
-            assert asked is not None
-            self.say(f"stopped by signal {asked}; {self.stop.kept}")
-            return 128 + asked
-        where = f"state after step {outcome.step} saved" if saved else "nothing saved: checkpoint.enabled is false"
-        named = ", ".join(outcome.tensors) or "the gradient norm"
-        self.say(f"stopped: step {outcome.step + 1} is not finite in {named}; {where} (the last good one).")
-        self.say(f"Look at its batch: {self.again} data show {self.folder.config} --step {outcome.step}")
-        return STOPPED
-
-    def _compare(self, *, learning: bool = True) -> dict[str, Any]:
-        """Leaves predicted beside measured in the run directory and in the ledger. A run that was told to stop has no
-        time for learning."""
-        if not self.leader:
-            return {}
-        facts, said = self.now.recorder.finish(learning=learning)
-        if said:
-            self.say(said)
-        return facts
-
-    def _resume(self) -> str:
-        return resume_command(self.now.setup)
-
-    def finish(self, outcome: Outcome, seconds: dict[str, float]) -> int:
-        run, folder, say = self.run_config, self.folder, self.say
-        compared = self._compare()
-        result = self._evaluate(outcome.step, outcome.state, 0, lambda text: None, predictions=True)
-        gzip = gzip_bits_per_byte(self.corpus, self.now.judge.split) if self.leader else 0.0
-        say(
-            f"trained {outcome.step} steps in {seconds_as_text(seconds['train_seconds'])}\n"
-            f"held-out text ({self.now.judge.split}, {result['bytes']:,} bytes): "
-            f"{result['bits_per_byte']:.3f} bits per byte; gzip -9 of the same text: {gzip:.3f}"
-        )
-        if run.sample.prompt is not None:
-            say(f"sample ({run.sample.tokens} tokens, temperature {run.sample.temperature}):")
-            pairs = run.data.parallel is not None
-            say(sample(outcome.state.model, self.corpus.tokenizer, run.sample, pairs=pairs))
-        if self.leader:
-            plan = self.now.setup.plan
-            records = read_jsonl(folder.metrics)
-            summary = {
-                "name": run.name,
-                "step": outcome.step,
-                **result,
-                "gzip_bits_per_byte": gzip,
-                "split": self.now.judge.split,
-                **seconds,
-                **self.monitor.summary(),
-                "tokens_per_second": records[-1]["tokens_per_second"],
-                "parameters": self.now.setup.workload.parameter_count,
-                "plan": plan.summary(),
-                "plan_digest": plan.digest,
-                "predicted_vs_measured": compared,
-                "devices": self.now.setup.cluster.describe(),
-                "attention": self.now.session.how.kernel,
-                "jax": jax.__version__,
-                "date": time.strftime("%Y-%m-%d"),
-            }
-            write_json(folder.summary, summary)
-            with room(folder.plot):
-                plot_runs([folder.path], folder.plot)
-        path = shlex.quote(str(folder.path))
-        say(
-            f"run directory: {folder.path} (config.yaml plan.json metrics.jsonl summary.json loss.png checkpoints/ "
-            "audit/)\n"
-            f"  resume    {self._resume()} --train.steps {2 * run.train.steps}\n"
-            f"  generate  {self.again} generate {path} --prompt {shlex.quote(run.sample.prompt or '')}\n"
-            f"  evaluate  {self.again} eval {path}"
-        )
-        return DONE

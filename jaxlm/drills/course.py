@@ -181,14 +181,17 @@ class Course:
     def reach(self, step: int) -> None:
         self.until(lambda: self.step >= step, f"step {step}")
 
-    def finish(self, code: int = 0) -> None:
-        """Waits for the end. Raises NotSurvived where it comes with another exit code."""
+    def finish(self, code: int = 0, *, unbroken: str = "") -> None:
+        """Waits for the end. Raises NotSurvived where it comes with another exit code, or after a restart for which
+        there was no reason: `unbroken` says why."""
         assert self.process is not None
         process = self.process
         self.until(lambda: process.poll() is not None, "end", ended=True)
         if process.returncode != code:
             said = last_words(self.output.read_text(errors="replace"))
             raise NotSurvived(f"ended with exit code {process.returncode}, expected {code}: {said}")
+        if unbroken and self.attempts != 1:
+            raise NotSurvived(f"the job was restarted, {unbroken}")
 
     def records(self) -> list[dict[str, Any]]:
         lines = (self.run / "metrics.jsonl").read_text().splitlines()

@@ -15,6 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
+SHORT = 1.0
+"""The same after one has died: long enough for the first cause to be seen to have ended too."""
+
 PATIENCE = 14.0
 """Seconds that the others have to end by themselves after one has failed; `peers.GRACE` is inside of it."""
 
@@ -166,7 +169,7 @@ class Hosts:
     def _impatient(self, seconds: float) -> bool:
         """Nothing can be saved without a host that died or hangs; one that failed tells the others itself."""
         died = any((h.process.returncode or 0) < 0 and not h.killed for h in self._hosts if h.ended_at is not None)
-        return self._hung is not None or seconds > (0.5 if died else PATIENCE)
+        return self._hung is not None or seconds > (SHORT if died else PATIENCE)
 
     def _show(self) -> None:
         host = self._hosts[0]

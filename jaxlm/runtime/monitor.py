@@ -70,6 +70,7 @@ class Monitor:
         say: Callable[[str], None] = lambda text: None,
     ):
         self.host = int(os.environ.get(HOST, process))
+        self._writes = HOST in os.environ
         self.folder, self.process, self.processes, self.period, self.say = folder, process, processes, period, say
         self.enabled = enabled
         self.file = folder / f"{self.host}.json"
@@ -90,7 +91,6 @@ class Monitor:
     def __enter__(self) -> "Monitor":
         if not self.enabled:
             return self
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
         self._thread.start()
         return self
@@ -102,6 +102,11 @@ class Monitor:
         self._thread.join()
         self.state.phase = "ended"
         self._report()
+
+    def accept(self) -> None:
+        """The run directory is that of this run: its reports go there from now on. A launcher, which watches from the
+        start, gets them before; otherwise a run that is refused leaves the directory as it was."""
+        self._writes = True
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -234,7 +239,10 @@ class Monitor:
         self.reading = self.sensors.read()
         text = json.dumps(self.report())
         aside = self.file.with_suffix(".unfinished")
+        if not self._writes:
+            return
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             aside.write_text(text)
             os.replace(aside, self.file)
         except OSError:

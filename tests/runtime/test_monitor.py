@@ -8,7 +8,7 @@ import pytest
 
 from jaxlm.runtime.events import Judge
 from jaxlm.runtime.histogram import Histogram
-from jaxlm.runtime.monitor import Monitor, read_reports
+from jaxlm.runtime.monitor import HOST, Monitor, read_reports
 from jaxlm.runtime.sensors import Injected, Linux, Nvml
 
 
@@ -42,6 +42,7 @@ def test_a_histogram_is_small_and_good_to_7_percent():
 
 def test_a_report_tells_steps_waits_and_phase(tmp_path):
     with Monitor(tmp_path, 0, 1, period=0.02, sensors=Fixed(temperature=40.0)) as monitor:
+        monitor.accept()
 
         def slow():
             for number in range(3):
@@ -70,12 +71,24 @@ def test_a_monitor_that_is_switched_off_writes_nothing(tmp_path):
     assert not (tmp_path / "hosts").exists()
 
 
+@pytest.mark.parametrize("launched", [False, True])
+def test_before_a_run_is_accepted_only_a_launcher_hears_of_it(tmp_path, monkeypatch, launched):
+    if launched:
+        monkeypatch.setenv(HOST, "0")
+    with Monitor(tmp_path / "hosts", 0, 1, period=0.01, sensors=Fixed()) as monitor:
+        wait_for(lambda: monitor.report()["beat"] > 2)
+        assert (tmp_path / "hosts").exists() == launched
+    assert (tmp_path / "hosts").exists() == launched
+
+
 def test_energy_is_that_of_all_hosts_or_none(tmp_path):
     sensors = [Fixed(energy=100.0), Fixed(energy=1000.0)]
     with (
         Monitor(tmp_path, 0, 2, period=0.01, sensors=sensors[0]) as first,
-        Monitor(tmp_path, 1, 2, period=0.01, sensors=sensors[1]),
+        Monitor(tmp_path, 1, 2, period=0.01, sensors=sensors[1]) as second,
     ):
+        first.accept()
+        second.accept()
         wait_for(lambda: first.joules() == 0.0)
         first.complete(record := {"step": 10})
         assert "joules_per_step" not in record
@@ -84,6 +97,7 @@ def test_energy_is_that_of_all_hosts_or_none(tmp_path):
         first.complete(record := {"step": 20})
         assert record["joules_per_step"] == 4.0
     with Monitor(tmp_path / "other", 0, 1, period=0.01, sensors=Fixed()) as alone:
+        alone.accept()
         wait_for(lambda: (tmp_path / "other" / "0.json").exists())
         assert alone.joules() is None
 
