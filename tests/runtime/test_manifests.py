@@ -127,6 +127,59 @@ def test_a_slurm_script_that_breaks_a_rule_is_refused(old, new, sentence):
     assert any(sentence in fault for fault in check_slurm(text.replace(old, new), 5))
 
 
+SRUN = """#!/bin/bash
+echo run >> calls
+code=$(sed -n "$(wc -l < calls)p" codes)
+trap 'echo told >> calls; sleep 0.3; exit 143' TERM
+if [ "$code" = wait ]; then echo waits; for _ in $(seq 300); do sleep 0.1; done; fi
+[ "$code" = segv ] && { ulimit -c 0; kill -SEGV $$; }
+exit "$code"
+"""
+
+
+def batch(tmp_path, *codes: str) -> subprocess.Popen[str]:
+    """The script of a job with 3 retries, whose `srun` ends with one of these codes after the other."""
+    (tmp_path / "srun").write_text(SRUN)
+    (tmp_path / "srun").chmod(0o755)
+    (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
+    (tmp_path / "calls").touch()
+    text = slurm(dataclasses.replace(JOB, retries=3), time="10")
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    return subprocess.Popen(["bash", "-c", text], env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(
+    ("codes", "runs", "code"),
+    [
+        (["0"], 1, 0),
+        (["2"], 1, 2),
+        (["3"], 1, 3),
+        (["1", "0"], 2, 0),
+        (["134", "0"], 2, 0),
+        (["segv", "137", "0"], 3, 0),
+        (["143", "0"], 2, 0),
+        (["134", "134", "1", "139"], 4, 139),
+    ],
+)
+def test_slurm_tries_again_after_any_death_but_not_after_an_end_on_purpose(tmp_path, codes, runs, code):
+    job = batch(tmp_path, *codes)
+    said, _ = job.communicate(timeout=30)
+    assert job.returncode == code
+    assert (tmp_path / "calls").read_text() == "run\n" * runs
+    assert said.count("ended with exit code") == (runs if code not in (0, 2, 3) else runs - 1)
+
+
+def test_when_the_time_of_a_slurm_job_is_nearly_up_its_processes_are_told_and_waited_for(tmp_path):
+    assert "#SBATCH --signal=B:TERM@120" in slurm(JOB, time="10"), "the script itself is told, as it traps the signal"
+    job = batch(tmp_path, "wait", "0")
+    assert job.stdout is not None
+    assert job.stdout.readline() == "waits\n"
+    job.terminate()
+    job.communicate(timeout=30)
+    assert job.returncode == 143
+    assert (tmp_path / "calls").read_text() == "run\ntold\n", "told once, and no new attempt"
+
+
 def test_a_ray_driver_is_python_with_the_right_counts():
     job = Job(
         name="r",
