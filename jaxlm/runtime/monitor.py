@@ -21,7 +21,7 @@ import psutil
 
 from jaxlm.runtime.events import Event, Judge
 from jaxlm.runtime.histogram import Histogram
-from jaxlm.runtime.sensors import Injected, Sensors, find
+from jaxlm.runtime.sensors import Injected, Linux, Sensors, find
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ class Monitor:
         process: of the job; process 0 judges the reports of all.
         processes: of the job.
         period: seconds between two reports.
-        sensors: of this host; by default the best that are found.
+        sensors: of this host; by default the best that are found, which is looked for only where it is enabled.
         enabled: whether anything is read and written at all.
         say: is told of events, on process 0.
     """
@@ -74,7 +74,9 @@ class Monitor:
         self.folder, self.process, self.processes, self.period, self.say = folder, process, processes, period, say
         self.enabled = enabled
         self.file = folder / f"{self.host}.json"
-        self.sensors = Injected(sensors or find(), folder / f"{self.host}.injected.json")
+        if sensors is None:
+            sensors = find() if enabled else Linux()
+        self.sensors = Injected(sensors, folder / f"{self.host}.injected.json")
         self.state = _State(since=time.monotonic())
         self.judge = Judge() if process == 0 else None
         self.unwritten = 0

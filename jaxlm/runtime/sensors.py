@@ -22,32 +22,51 @@ class Sensors(Protocol):
     def read(self) -> Reading: ...
 
 
-def find(environment: dict[str, str] | None = None) -> Sensors:
-    """The best sensors of this host."""
+DRIVER = Path("/proc/driver/nvidia")
+"""Is there where NVIDIA's driver is loaded."""
+
+
+class NoGpus(Exception):
+    """The management library is there, but tells nothing of these GPUs, and why."""
+
+
+def find(environment: dict[str, str] | None = None, library: Any = None, driver: Path = DRIVER) -> Sensors:
+    """The best sensors of this host; `library` in place of `pynvml`. Never fails: what is not read is a note."""
     environment = dict(os.environ) if environment is None else environment
-    if environment.get("JAX_PLATFORMS", "").split(",")[0] != "cpu" and Path("/proc/driver/nvidia").is_dir():
-        try:
-            return Nvml(_visible(environment))
-        except ImportError:
-            return Linux(note="pynvml is not installed (uv sync --extra monitor), so the GPUs are not read")
-    return Linux()
+    if environment.get("JAX_PLATFORMS", "").split(",")[0] == "cpu" or not driver.is_dir():
+        return Linux()
+    visible = _visible(environment)
+    if visible == []:
+        return Linux(note="CUDA_VISIBLE_DEVICES names no GPU, so none is read")
+    try:
+        return Nvml(visible or (), library)
+    except ImportError:
+        return Linux(note="pynvml is not installed (uv sync --extra monitor), so the GPUs are not read")
+    except NoGpus as error:
+        return Linux(note=f"the GPUs are not read: {error}")
 
 
-def _visible(environment: dict[str, str]) -> list[str]:
-    return [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+def _visible(environment: dict[str, str]) -> list[str] | None:
+    """Those that CUDA shows, None for all; "-1" is a way to name none."""
+    if (named := environment.get("CUDA_VISIBLE_DEVICES")) is None:
+        return None
+    return [name for each in named.split(",") if (name := each.strip()) and name != "-1"]
 
 
 class Nvml:
-    """NVIDIA GPUs; `visible` are the numbers or UUIDs of those that count, empty: all. Raises ImportError."""
+    """NVIDIA GPUs; `visible` are the numbers or UUIDs of those that count, empty: all. Raises ImportError, NoGpus."""
 
     def __init__(self, visible: Sequence[str] = (), library: Any = None):
         if library is None:
             import pynvml as library  # pyright: ignore[reportMissingImports]
         self.nvml = library
-        self.nvml.nvmlInit()
-        self.devices = [self._device(name) for name in visible] or [
-            self.nvml.nvmlDeviceGetHandleByIndex(i) for i in range(self.nvml.nvmlDeviceGetCount())
-        ]
+        try:
+            self.nvml.nvmlInit()
+            self.devices = [self._device(name) for name in visible] or [
+                self.nvml.nvmlDeviceGetHandleByIndex(i) for i in range(self.nvml.nvmlDeviceGetCount())
+            ]
+        except self.nvml.NVMLError as error:  # an old driver, a library that is not there, a GPU that is lost
+            raise NoGpus(f"NVML says {error or type(error).__name__}") from error
 
     def _device(self, name: str) -> Any:
         if name.isdigit():

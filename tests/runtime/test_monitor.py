@@ -9,7 +9,7 @@ import pytest
 from jaxlm.runtime.events import Judge
 from jaxlm.runtime.histogram import Histogram
 from jaxlm.runtime.monitor import HOST, Monitor, read_reports
-from jaxlm.runtime.sensors import Injected, Linux, Nvml
+from jaxlm.runtime.sensors import Injected, Linux, NoGpus, Nvml, find
 
 
 class Fixed:
@@ -271,6 +271,56 @@ def test_gpus_are_read_through_their_library_and_a_sum_that_lacks_one_is_left_ou
     assert both == {"source": "nvml", "temperature": 70, "limit": 87, "power": 700.0, "clock": 0.5}
     assert Nvml(["0"], Library()).read()["energy"] == 5.0
     assert Nvml(["GPU-b"], Library()).read()["temperature"] == 70
+
+
+class Broken(Library):
+    """pynvml as it is where the driver is too old, or a GPU has fallen off the bus."""
+
+    def nvmlInit(self):
+        raise self.NVMLError("Driver/library version mismatch")
+
+
+class Lost(Library):
+    def nvmlDeviceGetHandleByIndex(self, index):
+        if index == 1:
+            raise self.NVMLError("GPU is lost")
+        return index
+
+
+@pytest.mark.parametrize(
+    ("library", "environment", "reading"),
+    [
+        (Library(), {}, {"source": "nvml"}),
+        (Library(), {"CUDA_VISIBLE_DEVICES": "0,-1"}, {"source": "nvml", "energy": 5.0}),
+        (Library(), {"JAX_PLATFORMS": "cpu"}, {"source": "linux"}),
+        (Broken(), {}, {"source": "linux", "note": "the GPUs are not read: NVML says Driver/library version mismatch"}),
+        (Lost(), {}, {"source": "linux", "note": "the GPUs are not read: NVML says GPU is lost"}),
+        (Lost(), {"CUDA_VISIBLE_DEVICES": "1"}, {"note": "the GPUs are not read: NVML says GPU is lost"}),
+        *(
+            (Broken(), {"CUDA_VISIBLE_DEVICES": none}, {"note": "CUDA_VISIBLE_DEVICES names no GPU, so none is read"})
+            for none in ("-1", "")
+        ),
+    ],
+)
+def test_gpus_that_cannot_be_read_or_are_hidden_are_a_note_and_no_error(tmp_path, library, environment, reading):
+    found = find(environment, library, driver=tmp_path).read()
+    assert {name: found.get(name) for name in reading} == reading
+
+
+def test_what_the_library_says_is_kept():
+    with pytest.raises(NoGpus, match="version mismatch"):
+        Nvml(library=Broken())
+
+
+def test_sensors_are_not_looked_for_where_nothing_is_monitored(tmp_path, monkeypatch):
+    def refuse():
+        raise AssertionError("the driver was asked")
+
+    monkeypatch.setattr("jaxlm.runtime.monitor.find", refuse)
+    with Monitor(tmp_path, 0, 1, enabled=False) as monitor:
+        assert monitor.joules() is None
+    with pytest.raises(AssertionError, match="was asked"):
+        Monitor(tmp_path, 0, 1)
 
 
 def test_an_injected_reading_says_so(tmp_path):
