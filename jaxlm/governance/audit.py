@@ -36,7 +36,20 @@ class Known:
 
     @property
     def run(self) -> str:
-        return self.key.name.split("/")[1]
+        return run_of(self.key, self.key.name.rsplit("/", 1)[-1])
+
+
+def origin_of(run: str, name: str) -> str:
+    """How the log `name` of a run is called in its heads, so that none can be put in the place of another."""
+    return f"jaxlm/{run}/{name}"
+
+
+def run_of(key: Verifier, name: str) -> str:
+    """The id of the run whose log `name` this is the key of. Raises Rejected for the key of another log."""
+    match key.name.split("/"):
+        case ["jaxlm", run, last] if run and last == name:
+            return run
+    raise Rejected(f"{name}.vkey is the key of {key.name}, and here belongs that of {origin_of('RUN', name)}")
 
 
 def read_log(audit: Path, name: str = "log", *, keys: Keys | None, full: bool = False) -> Known:
@@ -54,6 +67,7 @@ def read_log(audit: Path, name: str = "log", *, keys: Keys | None, full: bool = 
     folder = audit / name
     try:
         key = notes.parse_verifier((audit / f"{name}.vkey").read_text())
+        run_of(key, name)
         head, note = heads.read((folder / HEAD).read_bytes(), key)
     except (OSError, UnicodeDecodeError) as error:
         raise Rejected(f"{folder} is no log: {getattr(error, 'strerror', None) or error}") from None

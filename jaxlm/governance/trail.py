@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.governance import entries, notes
-from jaxlm.governance.audit import read_log
+from jaxlm.governance.audit import origin_of, read_log, run_of
 from jaxlm.governance.entries import Chain, Entry
 from jaxlm.governance.errors import GovernanceError, Rejected
 from jaxlm.governance.keys import Keys, write_public
@@ -197,10 +197,11 @@ class Trail:
             if (self.audit / self.name).exists():
                 raise Rejected(f"{path} is missing: it belongs to the log beside it")
             run = self._given or self._run()
-            origin = f"jaxlm/{run}/{self.name}"
+            origin = origin_of(run, self.name)
             write_public(path, f"{LogKey(origin, self.keys.log()).verifier}\n".encode())
             return origin
         key = notes.parse_verifier(path.read_text())
+        run_of(key, self.name)
         if key.key != public:
             raise GovernanceError(f"the log {self.audit / self.name} was begun with another key than those here")
         return key.name
@@ -208,5 +209,5 @@ class Trail:
     def _run(self) -> str:
         """The id of the run: that of its other logs, or a new one."""
         for other in sorted(self.audit.glob("*.vkey")):
-            return notes.parse_verifier(other.read_text()).name.split("/")[1]
+            return run_of(notes.parse_verifier(other.read_text()), other.stem)
         return uuid.uuid4().hex

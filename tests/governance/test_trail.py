@@ -164,3 +164,29 @@ def test_a_clock_that_goes_back_is_an_alert_and_changes_no_order():
 def test_what_is_not_finite_is_written_as_text():
     raw = Chain("h", "b").entry("train.step", {"step": 1, "loss": float("nan"), "batch": [float("-inf")]}, 1.0, 1.0)
     assert entries.parse(0, raw).body == {"step": 1, "loss": "nan", "batch": ["-inf"]}
+
+
+@pytest.mark.parametrize("name", ["readers", "log-1"])
+def test_a_log_in_the_place_of_another_of_the_same_run_is_refused(name: str, tmp_path: Path, keys: Keys):
+    with Trail(tmp_path / "audit", keys=keys) as trail, Trail(tmp_path / "audit", name, keys=keys) as other:
+        assert other.origin == f"jaxlm/{trail.run}/{name}"
+    shutil.rmtree(tmp_path / "audit/log")
+    shutil.copytree(tmp_path / "audit" / name, tmp_path / "audit/log")
+    shutil.copy(tmp_path / f"audit/{name}.vkey", tmp_path / "audit/log.vkey")
+    with pytest.raises(Rejected, match=rf"log\.vkey is the key of jaxlm/{trail.run}/{name}"):
+        Trail(tmp_path / "audit", keys=keys)
+    with pytest.raises(Rejected, match="and here belongs that of jaxlm/RUN/log"):
+        read_log(tmp_path / "audit", keys=keys)
+
+
+@pytest.mark.parametrize(
+    "origin", ["log", "jaxlm/log", "jaxlm//log", "other/r/log", "jaxlm/r/log/log", "jaxlm/r/s/log"]
+)
+def test_a_log_whose_name_is_not_that_of_a_run_is_refused(origin: str, tmp_path: Path, keys: Keys):
+    (tmp_path / "audit").mkdir()
+    key = notes.LogKey(origin, keys.log())
+    (tmp_path / "audit/log.vkey").write_text(f"{key.verifier}\n")
+    Log(tmp_path / "audit/log", key).close()
+    for read in (lambda: read_log(tmp_path / "audit", keys=None), lambda: Trail(tmp_path / "audit", keys=keys)):
+        with pytest.raises(Rejected, match="is the key of"):
+            read()
