@@ -119,11 +119,12 @@ class Auditing:
     def restored(self, store: Store, step: int) -> None:
         """A run goes on from `step`."""
         if self.leader:
+            assert self.notary is not None
             body = store.manifest(step)
             entry: dict[str, Any] = {"step": step, "manifest": body["digest"], "tensor_root": tensor_root(body)}
             entry |= {} if self._rollback_from is None else {"rollback_from": self._rollback_from}
             entry |= {"unverified": self.forgiven} if self.forgiven else {}
-            self._commit("ckpt.restore", entry)
+            self.notary.restored(entry)
 
     def started(self, corpus_digest: str, step: int, tensors: Sequence[str]) -> None:
         """Everything that defines the run, once all of it is known; `tensors` names the columns of `train.layer`."""

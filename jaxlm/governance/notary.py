@@ -23,10 +23,12 @@ class Commits:
     Attributes:
         payloads: SHA-256 of what was signed, by step; of a step saved twice, the last.
         newest: the step from which the run goes on by the log; None before the first checkpoint.
+        abandoned: steps that the run went back from and has not saved again.
     """
 
     payloads: dict[int, str] = field(default_factory=dict)
     newest: int | None = None
+    abandoned: set[int] = field(default_factory=set)
 
     @classmethod
     def of(cls, entries: Iterable[Entry]) -> "Commits":
@@ -35,11 +37,18 @@ class Commits:
             if entry.kind == "ckpt.commit":
                 found.add(entry.body["step"], entry.body["payload"])
             elif entry.kind == "ckpt.restore" and entry.body.get("rollback_from") is not None:
-                found.newest = entry.body["step"]  # somebody chose to go back, and said so
+                found.back_to(entry.body["step"])
         return found
 
     def add(self, step: int, payload: str) -> None:
         self.payloads[step], self.newest = payload, step
+        self.abandoned.discard(step)
+
+    def back_to(self, step: int) -> None:
+        """The run goes on from an older step, which somebody chose and the log says: what came after it is no part of
+        the run any more, however well it is signed."""
+        self.newest = step
+        self.abandoned |= {other for other in self.payloads if other > step}
 
 
 @dataclass
@@ -86,6 +95,8 @@ class Judge:
         model_signature.check_kinds(folder, said.files)
         if about.get("tensor_root") != root_of(body):
             raise Rejected("the tensors in the manifest are not those that were signed")
+        if step in self.commits.abandoned:
+            raise Rejected(f"signed, but the run went back from step {step} and has not saved it again")
         logged = self.commits.payloads.get(step)
         if logged is None and self.commits.newest is not None and step <= self.commits.newest:
             raise Rejected(f"signed, but the log does not know a checkpoint of step {step}")
@@ -129,6 +140,12 @@ class Notary:
         payload = self._payloads.pop(step)
         self.trail.commit("ckpt.commit", commit_body(body, payload))
         self.judge.commits.add(step, payload)
+
+    def restored(self, entry: dict[str, Any]) -> None:
+        """Logs that the run goes on from a step, with a `rollback_from` where it goes back."""
+        self.trail.commit("ckpt.restore", entry)
+        if entry.get("rollback_from") is not None:
+            self.judge.commits.back_to(entry["step"])
 
     def fault(self, folder: Path, body: dict[str, Any]) -> str | None:
         return self.judge.fault(folder, body)

@@ -196,6 +196,30 @@ def test_an_earlier_checkpoint_of_the_same_step_is_refused(run: Path, keys: Keys
     _restore(run, keys, governed=False)
 
 
+def test_a_checkpoint_that_the_run_went_back_from_does_not_come_back(run: Path, keys: Keys, tmp_path: Path):
+    shutil.copytree(run / "checkpoints/20", tmp_path / "old")
+    with Trail(run / "audit", keys=keys) as trail, _store(run, trail) as store:
+        notary = Notary(trail, {})
+        notary.restored({"step": 10, "manifest": "m", "tensor_root": "t", "rollback_from": 20})
+        assert "went back from step 20" in str(notary.fault(run / "checkpoints/20", store.manifest(20)))
+    with pytest.raises(CheckpointError, match="went back from step 20 and has not saved it again"):
+        _restore(run, keys)
+    _restore(run, keys, 10)
+    with Trail(run / "audit", keys=keys) as trail, _store(run, trail) as store:
+        assert store.latest().step == 10
+        store.save(30, _state(3), {}, blocking=True)
+    with pytest.raises(CheckpointError, match="went back from step 20"):
+        _restore(run, keys)
+    with Trail(run / "audit", keys=keys) as trail, _store(run, trail) as store:
+        store.save(20, _state(4), {}, blocking=True)
+    _restore(run, keys)
+    shutil.rmtree(run / "checkpoints/20")
+    shutil.copytree(tmp_path / "old", run / "checkpoints/20")
+    with pytest.raises(CheckpointError, match="an older one came back"):
+        _restore(run, keys)
+    _restore(run, keys, governed=False)
+
+
 def test_a_checkpoint_of_another_run_is_refused(run: Path, keys: Keys, tmp_path: Path):
     (tmp_path / "other").mkdir()
     with Trail(tmp_path / "other/audit", keys=keys) as trail, _store(tmp_path / "other", trail) as store:
