@@ -80,6 +80,8 @@ class Monitor:
         self.state = _State(since=time.monotonic())
         self.judge = Judge() if process == 0 else None
         self.unwritten = 0
+        self.failures = 0
+        self.failure: str | None = None
         self.reading: dict[str, Any] = {}
         self.pending: list[Event] = []
         self._lock = threading.Lock()
@@ -103,7 +105,8 @@ class Monitor:
         self._end.set()
         self._thread.join()
         self.state.phase = "ended"
-        self._report()
+        with self._kept():
+            self._report()
 
     def accept(self) -> None:
         """The run directory is that of this run: its reports go there from now on. A launcher, which watches from the
@@ -163,8 +166,7 @@ class Monitor:
     def complete(self, record: dict[str, Any]) -> None:
         """Adds means since the record before: `joules_per_step` of whole hosts, or of their GPUs, where they can be
         measured, and in a job of several processes `network_bytes_per_step`, sent by all interfaces of this host."""
-        now, network = self.joules(), psutil.net_io_counters()
-        sent = network.bytes_sent if network and self.processes > 1 and self.enabled else None
+        now, sent = self.joules(), _sent() if self.processes > 1 and self.enabled else None
         step, before, sent_before = self._recorded
         self._recorded = (record["step"], now, sent)
         steps = record["step"] - step
@@ -174,7 +176,8 @@ class Monitor:
             record["network_bytes_per_step"] = (sent - sent_before) / steps
 
     def summary(self) -> dict[str, Any]:
-        """For the end of a run, on process 0: what each host took, and energy where it was measured."""
+        """For the end of a run, on process 0: what each host took, energy where it was measured, and how often a
+        monitor itself failed."""
         joules = self.joules()
         hosts = {
             str(report["host"]): {
@@ -183,6 +186,7 @@ class Monitor:
                 "data_seconds": report["data_seconds"]["median"],
                 "temperature": report["hardware"].get("temperature"),
                 "power": report["hardware"].get("power"),
+                **({"monitor_failures": report["failures"]} if report["failures"] else {}),
             }
             for report in self._reports
         }
@@ -204,17 +208,28 @@ class Monitor:
 
     def _run(self) -> None:
         while True:
-            self._report()
+            with self._kept():
+                self._report()
             if self.judge is not None:
-                self._judge(self.judge)
+                with self._kept():
+                    self._judge(self.judge)
             if self._end.wait(self.period):
                 return
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        """A failure inside is counted, and stands in the next report. It must not end this thread: a host without
+        signs of life is taken to hang, and its job, which may be in good health, is ended."""
+        try:
+            yield
+        except Exception as error:
+            self.failures += 1
+            self.failure = f"{type(error).__name__}: {error}"
 
     def report(self) -> dict[str, Any]:
         """What is known of this host now."""
         with self._lock:
             state = self.state
-            network = psutil.net_io_counters()
             return {
                 "host": self.host,
                 "process": self.process,
@@ -231,14 +246,17 @@ class Monitor:
                 "data_seconds": state.data.to_json(),
                 "cpu_seconds": state.cpu.to_json(),
                 "replica_seconds": list(state.replicas),
-                "network_bytes_sent": network.bytes_sent if network else None,
+                "network_bytes_sent": _sent(),
                 "hardware": self.reading,
                 "unwritten": self.unwritten,
+                "failures": self.failures,
+                "failure": self.failure,
             }
 
     def _report(self) -> None:
         self._beat += 1
-        self.reading = self.sensors.read()
+        with self._kept():
+            self.reading = self.sensors.read()
         text = json.dumps(self.report())
         aside = self.file.with_suffix(".unfinished")
         if not self._writes:
@@ -261,7 +279,8 @@ class Monitor:
         for event in judge(reports):
             with self._lock:
                 self.pending.append(event)
-            self.say(f"monitor: {event.sentence}")
+            with self._kept():
+                self.say(f"monitor: {event.sentence}")
             line = json.dumps({"time": time.time(), "step": self.state.finished, **event.to_json()})
             with contextlib.suppress(OSError), (self.folder / "events.jsonl").open("a") as file:
                 file.write(line + "\n")  # a full disk stops the run by itself, with a message
@@ -281,16 +300,38 @@ class _Phased:
             self.hook(step, state)
 
 
+_NEEDED = {"host", "beat", "phase", "step", "finished", "step_seconds"}
+"""What a file must say for it to be a report."""
+
+
 def read_reports(folder: Path, processes: int | None = None) -> list[dict[str, Any]]:
-    """The newest report of each host in `RUN/hosts`; of jobs of that many processes only, where it is given."""
+    """The newest report of each host in `RUN/hosts`; of jobs of that many processes only, where it is given.
+
+    What cannot be read now, or is no report, is left out: who has no report for long is taken to hang by whoever waits
+    for it, so that a disk that fails for a moment is not the end of a job."""
     found = []
-    for path in sorted(folder.glob("*.json")):
+    try:
+        paths = sorted(folder.glob("*.json"))
+    except OSError:
+        return []
+    for path in paths:
         if not path.stem.isdigit():
             continue
         try:
             report = json.loads(path.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (OSError, ValueError):  # ValueError: neither JSON nor, after a crash of the machine, UTF-8
+            continue
+        if not isinstance(report, dict) or not report.keys() >= _NEEDED:
             continue
         if processes is None or report.get("processes") == processes:
             found.append(report)
     return found
+
+
+def _sent() -> int | None:
+    """Bytes sent by all interfaces of this host; None where it does not say."""
+    try:
+        network = psutil.net_io_counters()
+    except (OSError, RuntimeError):
+        return None
+    return network.bytes_sent if network else None

@@ -169,8 +169,12 @@ class Injected:
         reading = self.sensors.read()
         try:
             said = json.loads(self.file.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+        except FileNotFoundError:
             return reading
+        except (OSError, ValueError) as error:
+            return {**reading, "note": f"{self.file.name} cannot be read: {error}"}
+        if not isinstance(said, dict):
+            return {**reading, "note": f"{self.file.name} is no JSON object"}
         return {**reading, **said, "source": f"injected by {self.file.name}"}
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from pathlib import Path
 
 import pytest
 
@@ -79,6 +80,60 @@ def test_before_a_run_is_accepted_only_a_launcher_hears_of_it(tmp_path, monkeypa
         wait_for(lambda: monitor.report()["beat"] > 2)
         assert (tmp_path / "hosts").exists() == launched
     assert (tmp_path / "hosts").exists() == launched
+
+
+def test_files_that_are_no_reports_are_left_out(tmp_path):
+    with Monitor(tmp_path, 7, 8, sensors=Fixed()) as monitor:
+        monitor.accept()
+    for host, content in enumerate((b"\xff\xfe", b"[1, 2]", b"3", b"{}", b'{"host": 4', b"")):
+        (tmp_path / f"{host}.json").write_bytes(content)
+    (tmp_path / "6.json").mkdir()
+    assert [report["host"] for report in read_reports(tmp_path)] == [7]
+    assert read_reports(tmp_path / "7.json") == read_reports(tmp_path / "nowhere") == []
+
+
+def test_a_disk_that_fails_for_a_moment_is_no_report_and_no_error(tmp_path, monkeypatch):
+    with Monitor(tmp_path, 0, 1, sensors=Fixed()) as monitor:
+        monitor.accept()
+    before, fails = Path.read_text, True
+
+    def read_text(path, *arguments, **more):
+        if fails:
+            raise OSError(5, "Input/output error")
+        return before(path, *arguments, **more)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert read_reports(tmp_path) == []
+    fails = False
+    assert [report["host"] for report in read_reports(tmp_path)] == [0]
+
+
+@pytest.mark.parametrize("what", ["sensors", "judge", "say"])
+def test_a_monitor_that_fails_goes_on_giving_signs_of_life_and_says_how_often(tmp_path, monkeypatch, what):
+    sensors, said = Fixed(temperature=40.0), []
+
+    def fail(*_):
+        raise KeyError("broken")
+
+    with Monitor(tmp_path, 0, 1, period=0.01, sensors=sensors, say=said.append) as monitor:
+        monitor.accept()
+        wait_for(lambda: read_reports(tmp_path))
+        assert read_reports(tmp_path)[0]["failures"] == 0
+        if what == "sensors":
+            monkeypatch.setattr(sensors, "read", fail)
+        elif what == "judge":
+            monkeypatch.setattr(monitor, "judge", fail)
+        else:
+            monkeypatch.setattr(monitor, "say", fail)
+            sensors.reading["temperature"] = 99.0
+        wait_for(lambda: read_reports(tmp_path)[0]["failures"] > 0)
+        beat = read_reports(tmp_path)[0]["beat"]
+        wait_for(lambda: read_reports(tmp_path)[0]["beat"] > beat + 2)
+        monkeypatch.undo()
+        monitor.judge = Judge()
+        wait_for(lambda: monitor.summary()["hosts"]["0"].get("monitor_failures"))
+    (last,) = read_reports(tmp_path)
+    assert (last["phase"], last["failure"]) == ("ended", "KeyError: 'broken'")
 
 
 def test_energy_is_that_of_all_hosts_or_none(tmp_path):
@@ -328,6 +383,11 @@ def test_an_injected_reading_says_so(tmp_path):
     assert sensors.read()["source"] == "test"
     (tmp_path / "0.injected.json").write_text('{"temperature": 104}')
     assert sensors.read() == {"source": "injected by 0.injected.json", "temperature": 104, "clock": 1.0}
+    for content in (b"\xff", b"{", b"[104]"):
+        (tmp_path / "0.injected.json").write_bytes(content)
+        reading = sensors.read()
+        assert (reading["source"], reading["temperature"]) == ("test", 40.0)
+        assert reading["note"].startswith("0.injected.json ")
 
 
 def test_this_host_says_something_or_nothing_but_never_fails():

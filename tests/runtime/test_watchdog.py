@@ -94,6 +94,15 @@ def test_an_evaluation_may_take_its_time_but_not_for_ever(tmp_path):
     assert "nothing has changed for 601 s (host 0: evaluating" in why
 
 
+def test_a_file_that_is_no_report_does_not_end_the_launcher(tmp_path):
+    job = Job(tmp_path)
+    assert job.after(5) is None
+    for content in (b"\xff\xfe", b"[]", b"{}"):
+        (tmp_path / "1.json").write_bytes(content)
+        assert job.watchdog() is None
+    assert job.after(5) is None
+
+
 def test_a_host_that_has_not_begun_and_reports_from_before_are_no_reason(tmp_path):
     (tmp_path / "0.json").write_text("{}")
     job = Job(tmp_path)
