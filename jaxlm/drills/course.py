@@ -140,13 +140,21 @@ class Course:
         """Steps whose checkpoint is complete, newest first."""
         return sorted((int(p.parent.name) for p in self._manifests() if p.parent.name.isdigit()), reverse=True)
 
+    def newest(self) -> int:
+        """The step of the newest complete checkpoint. Raises NotSurvived where there is none."""
+        if not (found := self.checkpoints()):
+            raise NotSurvived("no complete checkpoint before the fault")
+        return found[0]
+
     def _manifests(self) -> list[Path]:
         return list((self.run / "checkpoints").glob("*/manifest.json"))
 
     def pid(self, host: int) -> int:
-        """Of the process that is this host now."""
-        (found,) = [r["pid"] for r in read_reports(self.run / "hosts") if r["host"] == host]
-        return found
+        """Of the process that is this host now. Raises NotSurvived where nobody says."""
+        for report in read_reports(self.run / "hosts"):
+            if report["host"] == host:
+                return report["pid"]
+        raise NotSurvived(f"host {host} had written no report before the fault (train.monitor)")
 
     def send(self, host: int, number: int) -> None:
         os.kill(self.pid(host), number)

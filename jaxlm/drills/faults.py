@@ -69,7 +69,7 @@ def kill_first(setting: Setting) -> tuple[Seen, Course]:
 def _killed(setting: Setting, name: str, host: int) -> tuple[Seen, Course]:
     with Course(setting, name) as course:
         course.reach(setting.at)
-        floor, began = course.checkpoints()[0], time.monotonic()
+        floor, began = course.newest(), time.monotonic()
         course.send(host, signal.SIGKILL)
         seen = _after_retry(course, began, floor)
         course.finish()
@@ -80,7 +80,7 @@ def stop(setting: Setting) -> tuple[Seen, Course]:
     """Host 1 is stopped (SIGSTOP) and never continues."""
     with Course(setting, "stop") as course:
         course.reach(setting.at)
-        floor, began = course.checkpoints()[0], time.monotonic()
+        floor, began = course.newest(), time.monotonic()
         course.send(1, signal.SIGSTOP)
         seen = _after_retry(course, began, floor)
         course.finish()
@@ -144,7 +144,7 @@ def disk(setting: Setting) -> tuple[Seen, Course]:
         course.run = folder / "run"
         with course:
             course.reach(setting.at)
-            floor = course.checkpoints()[0]
+            floor = course.newest()
             filler = folder / "filler"
             with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
                 while True:
@@ -187,7 +187,7 @@ def cut(setting: Setting) -> tuple[Seen, Course]:
     """The link to host 1 is down for 15 s, longer than the launcher waits."""
     with _networked(setting, "cut") as (course, net), course:
         course.reach(setting.at)
-        floor = course.checkpoints()[0]
+        floor = course.newest()
         net.cut(1)
         down = time.monotonic()
         mended = False

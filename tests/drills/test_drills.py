@@ -1,12 +1,16 @@
 """Drills on real processes: a killed host by default, all faults where there is time."""
 
+import contextlib
 import json
+import signal
 
 import pytest
 
 from jaxlm.cli import main
-from jaxlm.drills.course import NotSurvived, same_run
+from jaxlm.drills import faults
+from jaxlm.drills.course import Course, NotSurvived, Setting, same_run
 from jaxlm.drills.drill import Outcome, report
+from jaxlm.drills.drill import _one as run_one
 from jaxlm.drills.faults import FAULTS
 from jaxlm.drills.network import Network
 from tests.cli.programs import finish, start, write_config
@@ -45,6 +49,31 @@ def test_a_run_that_cannot_be_retried_does_not_survive_and_that_is_exit_code_1(t
     output = finish(start([*command, "--checkpoint.every_steps", "1000"], home=tmp_path), 1, seconds=560)
     assert "NOT SURVIVED" in output
     assert json.loads(output.splitlines()[-1])["not_survived"] == ["kill"]
+
+
+@pytest.mark.parametrize("name", ["kill", "kill_first", "stop", "disk", "cut"])
+def test_a_fault_before_any_complete_checkpoint_is_not_survived_and_no_crash(tmp_path, monkeypatch, name):
+    @contextlib.contextmanager
+    def disk(path):
+        yield path
+
+    @contextlib.contextmanager
+    def networked(setting, name):
+        yield Course(setting, name), None
+
+    monkeypatch.setattr(faults, "_small_disk", disk)
+    monkeypatch.setattr(faults, "_networked", networked)
+    monkeypatch.setattr(Course, "start", lambda course: None)
+    monkeypatch.setattr(Course, "reach", lambda course, step: None)
+    outcome = run_one(Setting(config=tmp_path / "config.yaml", out=tmp_path), name, [])
+    assert outcome.survived is False
+    assert outcome.what == "no complete checkpoint before the fault"
+
+
+def test_a_host_that_never_reported_cannot_be_disturbed_and_that_is_said(tmp_path):
+    course = Course(Setting(config=tmp_path / "config.yaml", out=tmp_path), "kill")
+    with pytest.raises(NotSurvived, match="host 1 had written no report"):
+        course.send(1, signal.SIGKILL)
 
 
 def records(losses, first: int = 1):
