@@ -39,13 +39,15 @@ def user_cache(name: str) -> Path:
 def write_whole(path: Path, content: bytes) -> None:
     """The whole content under this name, or nothing: written aside, flushed to disk, then renamed.
 
+    A link that lies where it is written aside is not followed; one under the name itself is replaced.
+
     Raises:
         DiskFull: there is no room; what was written aside is gone again.
         OSError: the disk refuses for another reason.
     """
     aside = path.with_name(f"{path.name}.unfinished")
     try:
-        with room(path, len(content)), open(aside, "wb") as file:
+        with room(path, len(content)), open(aside, "wb", opener=_itself) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -53,6 +55,10 @@ def write_whole(path: Path, content: bytes) -> None:
         aside.unlink(missing_ok=True)
         raise
     os.replace(aside, path)
+
+
+def _itself(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def free(path: Path) -> str:

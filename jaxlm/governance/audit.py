@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxlm.governance import canonical, entries, heads, merkle, notes, tiles
+from jaxlm.governance.disk import Disk, refuse_link
 from jaxlm.governance.entries import Entry
 from jaxlm.governance.errors import Rejected
 from jaxlm.governance.heads import Head
-from jaxlm.governance.keys import Keys
+from jaxlm.governance.keys import Keys, check_pin
 from jaxlm.governance.log import HEAD, reader
 from jaxlm.governance.notes import Note, Verifier
 from jaxlm.governance.tiles import WIDTH, Tiles
@@ -65,16 +66,21 @@ def read_log(audit: Path, name: str = "log", *, keys: Keys | None, full: bool = 
         Rejected: something in there is not what the head was signed over.
     """
     folder = audit / name
+    for path in (audit, folder):
+        refuse_link(path)
+    disk = Disk()
     try:
-        key = notes.parse_verifier((audit / f"{name}.vkey").read_text())
+        key = notes.parse_verifier(disk.read(audit / f"{name}.vkey").decode())
         run_of(key, name)
-        head, note = heads.read((folder / HEAD).read_bytes(), key)
+        # Before the head: the run may go on while it is read, and what it has pinned by then is never ahead of that.
+        seen = None if keys is None else keys.pinned(key.name)
+        head, note = heads.read(disk.read(folder / HEAD), key)
     except (OSError, UnicodeDecodeError) as error:
         raise Rejected(f"{folder} is no log: {getattr(error, 'strerror', None) or error}") from None
     found = reader(folder, head.size)
     raws = verified(found, head)
-    if keys is not None:
-        keys.check_pin(head, found)
+    if seen is not None:
+        check_pin(seen, head, found)
     if full:
         known, walked = entries.walk(raws)
         return Known(key, head, note, known, walked.alerts)

@@ -3,16 +3,24 @@
 import os
 from pathlib import Path
 
+from jaxlm.governance.errors import Rejected
+
 
 class Disk:
-    """The real one. Nothing survives a power cut until `sync` (content) and `sync_folder` (names) have returned."""
+    """The real one. Nothing survives a power cut until `sync` (content) and `sync_folder` (names) have returned.
+
+    It follows no symbolic links, which would lead what is written, emptied or deleted to a place of somebody else's
+    choice: each method raises Rejected where there is one.
+    """
 
     def read(self, path: Path) -> bytes:
-        return path.read_bytes()
+        with os.fdopen(opened(path, os.O_RDONLY), "rb") as file:
+            return file.read()
 
     def write(self, path: Path, content: bytes) -> None:
         """A new file; its content is not safe yet."""
-        path.write_bytes(content)
+        with os.fdopen(opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+            file.write(content)
 
     def sync(self, path: Path) -> None:
         _sync(path, os.O_RDWR)
@@ -21,6 +29,7 @@ class Disk:
         os.replace(old, new)
 
     def make_folder(self, path: Path) -> None:
+        refuse_link(path)
         path.mkdir(exist_ok=True)
 
     def sync_folder(self, path: Path) -> None:
@@ -31,11 +40,27 @@ class Disk:
 
     def names(self, path: Path) -> list[str]:
         """What lies in a folder; nothing when there is none."""
+        refuse_link(path)
         return sorted(os.listdir(path)) if path.is_dir() else []
 
 
+def refuse_link(path: Path) -> None:
+    """Raises Rejected where `path` is a symbolic link, whatever it leads to."""
+    if path.is_symlink():
+        raise Rejected(f"{path} is a link, and an audit trail holds none")
+
+
+def opened(path: Path, flags: int) -> int:
+    """A descriptor of the file `path` itself. Raises Rejected where it is a link, OSError as `os.open` does."""
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError:
+        refuse_link(path)
+        raise
+
+
 def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
+    descriptor = opened(path, flags)
     try:
         os.fsync(descriptor)
     finally:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from jaxlm.files import write_whole
 from jaxlm.governance import canonical
+from jaxlm.governance.disk import Disk, opened, refuse_link
 from jaxlm.governance.entries import Entry
 from jaxlm.governance.errors import GovernanceError, Rejected
 from jaxlm.governance.keys import Keys
@@ -51,7 +52,7 @@ class Records:
         request, salt, key = os.urandom(16).hex(), os.urandom(32), AESGCM.generate_key(256)
         nonce = os.urandom(_NONCE)
         sealed = AESGCM(key).encrypt(nonce, salt + canonical.dump(body), self._about(request))
-        self.folder.mkdir(exist_ok=True)
+        Disk().make_folder(self.folder)
         path = _key(self.trail.keys, request)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _private(path, key)
@@ -73,10 +74,13 @@ class Records:
         Raises:
             GovernanceError: the log knows no such record, or it is erased already.
         """
+        refuse_link(self.folder)
         index = {entry.body["request"]: entry.index for entry in known if entry.kind == "infer.io"}
         for request in requests:
             if request not in index:
                 raise GovernanceError(f"the log knows no record {request}")
+            _checked(request)
+            refuse_link(self.folder / request)
             if not (self.folder / request).exists() and not _key(self.trail.keys, request).exists():
                 raise GovernanceError(f"record {request} is erased already")
         for request in requests:
@@ -91,11 +95,10 @@ def reveal(audit: Path, keys: Keys, run: str, entry: Entry) -> dict[str, Any]:
     Raises:
         Rejected: it was erased, or is not what the log committed to.
     """
-    request = str(entry.body["request"])
-    if not _REQUEST.fullmatch(request):
-        raise Rejected(f"{request[:40]!r} is no id of a request")
+    request = _checked(str(entry.body["request"]))
+    refuse_link(audit / "inference")
     try:
-        key, sealed = _key(keys, request).read_bytes(), (audit / "inference" / request).read_bytes()
+        key, sealed = _key(keys, request).read_bytes(), Disk().read(audit / "inference" / request)
     except FileNotFoundError:
         raise Rejected(f"record {request} is erased, or its key is not here") from None
     try:
@@ -106,6 +109,12 @@ def reveal(audit: Path, keys: Keys, run: str, entry: Entry) -> dict[str, Any]:
     if commitment(opened[:32], body) != entry.body["commitment"]:
         raise Rejected(f"record {request} is not what the log committed to")
     return body
+
+
+def _checked(request: str) -> str:
+    if not _REQUEST.fullmatch(request):
+        raise Rejected(f"{request[:40]!r} is no id of a request")
+    return request
 
 
 def _key(keys: Keys, request: str) -> Path:
@@ -122,9 +131,10 @@ def _private(path: Path, content: bytes) -> None:
 
 def _destroy(path: Path) -> None:
     """Overwrites a file before its name goes: a disk may keep the old blocks all the same, but then without the key."""
+    refuse_link(path)
     if path.exists():
-        with path.open("r+b") as file:
-            file.write(bytes(path.stat().st_size))
+        with os.fdopen(opened(path, os.O_RDWR), "r+b") as file:
+            file.write(bytes(os.fstat(file.fileno()).st_size))
             file.flush()
             os.fsync(file.fileno())
         path.unlink()

@@ -94,20 +94,6 @@ class Keys:
                 f"{self._pin(origin)} is damaged ({error}); delete it to trust the log anew"
             ) from None
 
-    def check_pin(self, head: Head, found: tiles.Tiles) -> None:
-        """Raises Rejected when the log with this head is not what was seen of it, and more."""
-        seen = self.pinned(head.origin)
-        if seen is None:
-            return
-        if head.size < seen.size:
-            raise Rejected(
-                f"the log {head.origin} was rolled back: {head.size} entries, and {seen.size} were seen here before"
-            )
-        if merkle.root(found.node, 0, seen.size) != seen.root:
-            raise Rejected(
-                f"the log {head.origin} was rewritten: its first {seen.size} entries are not those seen here"
-            )
-
     def _pin(self, origin: str) -> Path:
         return self.folder / "heads" / hashlib.sha256(origin.encode()).hexdigest()
 
@@ -144,6 +130,16 @@ class Keys:
         finally:
             aside.unlink()
         return self._get(path.name, kind)
+
+
+def check_pin(seen: Head, head: Head, found: tiles.Tiles) -> None:
+    """Raises Rejected when the log with this head is not what was `seen` of it, and more."""
+    if head.size < seen.size:
+        raise Rejected(
+            f"the log {head.origin} was rolled back: {head.size} entries, and {seen.size} were seen here before"
+        )
+    if merkle.root(found.node, 0, seen.size) != seen.root:
+        raise Rejected(f"the log {head.origin} was rewritten: its first {seen.size} entries are not those seen here")
 
 
 def public_pem(key: EllipticCurvePublicKey) -> bytes:

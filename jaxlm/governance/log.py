@@ -11,12 +11,12 @@ Layout: https://c2sp.org/tlog-tiles. Source of the order of writes: Tessera's PO
 
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
 from jaxlm.governance import heads, merkle, tiles
-from jaxlm.governance.disk import Disk
+from jaxlm.governance.disk import Disk, opened
 from jaxlm.governance.errors import GovernanceError, Rejected
 from jaxlm.governance.heads import Head
 from jaxlm.governance.notes import Note, Signer
@@ -33,6 +33,7 @@ class Log:
         folder: where it lies; made when it is new. Its parent exists.
         key: signs the heads; its name is the origin of the log.
         disk: how to reach it.
+        admit: is called once no other process can write here and before anything is changed; may raise.
 
     Attributes:
         head: what is durable.
@@ -44,7 +45,9 @@ class Log:
         OSError: the disk refuses.
     """
 
-    def __init__(self, folder: Path, key: Signer, disk: Disk | None = None):
+    def __init__(
+        self, folder: Path, key: Signer, disk: Disk | None = None, *, admit: Callable[[], None] = lambda: None
+    ):
         self.folder, self._key, self._disk = folder, key, disk or Disk()
         self._edges: list[list[bytes]] = []
         self._bundle: list[bytes] = []
@@ -55,6 +58,7 @@ class Log:
         if type(self._disk) is Disk:
             self._lock = _locked(folder / _LOCK)
         try:
+            admit()
             self._disk.make_folder(folder / _ASIDE)
             for name in self._disk.names(folder / _ASIDE):
                 self._disk.remove(folder / _ASIDE / name)
@@ -200,7 +204,7 @@ class Log:
         try:
             for name in self._disk.names(folder):
                 self._disk.remove(folder / name)
-        except OSError:
+        except (OSError, Rejected):
             return
 
 
@@ -211,7 +215,7 @@ def reader(folder: Path, size: int, disk: Disk | None = None) -> Tiles:
 
 
 def _locked(path: Path) -> IO[bytes]:
-    file = open(path, "wb")  # noqa: SIM115 (held as long as the log)
+    file = os.fdopen(opened(path, os.O_WRONLY | os.O_CREAT), "wb")  # held as long as the log
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

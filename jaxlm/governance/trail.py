@@ -7,6 +7,7 @@ RUN/audit/readers/ ...   of commands that open the run
 RUN/audit/signer.pem     the public key of its checkpoints
 """
 
+import os
 import socket
 import threading
 import time
@@ -17,10 +18,11 @@ from typing import Any
 
 from jaxlm.governance import entries, notes
 from jaxlm.governance.audit import origin_of, read_log, run_of
+from jaxlm.governance.disk import Disk
 from jaxlm.governance.entries import Chain, Entry
 from jaxlm.governance.errors import GovernanceError, Rejected
 from jaxlm.governance.keys import Keys, write_public
-from jaxlm.governance.log import Log
+from jaxlm.governance.log import HEAD, Log
 from jaxlm.governance.notes import LogKey, Verifier
 
 BATCH = 256
@@ -55,16 +57,19 @@ class Trail:
     ):
         self.audit, self.name, self._given = audit, name, run
         self.keys = keys or Keys(outside=audit.parent)
-        audit.mkdir(exist_ok=True)
+        disk = Disk()
+        new = not audit.exists()
+        disk.make_folder(audit)
+        if new:
+            disk.sync_folder(audit.parent)
         self.origin = self._origin()
-        self._log = Log(audit / name, LogKey(self.origin, self.keys.log()))
+        self.history: list[Entry] = []
+        self._log = Log(audit / name, LogKey(self.origin, self.keys.log()), admit=self._admit)
         try:
-            known = read_log(audit, name, keys=self.keys)
             mine = self._last_of(host := socket.gethostname())
         except BaseException:
             self._log.close()
             raise
-        self.history = known.entries
         self.keys.pin(self._log.head)
         self._chain = Chain(host, uuid.uuid4().hex, mine)
         self._flush_seconds = flush_seconds
@@ -152,6 +157,16 @@ class Trail:
         """The entries of one type that were there when the log was opened."""
         return [entry for entry in self.history if entry.kind == kind]
 
+    def _admit(self) -> None:
+        """Reads and verifies what is there before anything is repaired: a log that is not the one that was seen here
+        stays as it is, for whoever looks into it."""
+        if os.path.lexists(self.audit / self.name / HEAD):
+            self.history = read_log(self.audit, self.name, keys=self.keys).entries
+        elif (seen := self.keys.pinned(self.origin)) is not None and seen.size:
+            raise Rejected(
+                f"the log {self.origin} was rolled back: it is gone, and {seen.size} entries were seen here before"
+            )
+
     def _last_of(self, host: str) -> str:
         """The digest of the newest entry of this host, where its chain goes on."""
         found = self._log.tiles()
@@ -193,14 +208,14 @@ class Trail:
         """The name of the log: made when it is new, kept in its public key."""
         path = self.audit / f"{self.name}.vkey"
         public = self.keys.log().public_key().public_bytes_raw()
-        if not path.exists():
-            if (self.audit / self.name).exists():
+        if not os.path.lexists(path):
+            if os.path.lexists(self.audit / self.name):
                 raise Rejected(f"{path} is missing: it belongs to the log beside it")
             run = self._given or self._run()
             origin = origin_of(run, self.name)
             write_public(path, f"{LogKey(origin, self.keys.log()).verifier}\n".encode())
             return origin
-        key = notes.parse_verifier(path.read_text())
+        key = notes.parse_verifier(Disk().read(path).decode())
         run_of(key, self.name)
         if key.key != public:
             raise GovernanceError(f"the log {self.audit / self.name} was begun with another key than those here")
@@ -209,5 +224,5 @@ class Trail:
     def _run(self) -> str:
         """The id of the run: that of its other logs, or a new one."""
         for other in sorted(self.audit.glob("*.vkey")):
-            return run_of(notes.parse_verifier(other.read_text()), other.stem)
+            return run_of(notes.parse_verifier(Disk().read(other).decode()), other.stem)
         return uuid.uuid4().hex
