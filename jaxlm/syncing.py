@@ -136,6 +136,13 @@ def local_readable(sync: LocalSteps, model: Any, names: Mapping[str, Facts]) -> 
     """As `readable`. Raises PlanError where the run was not one of local steps."""
     saved, found = _of_sync(names), {}
     for name, leaf in _local(sync, model)[1].items():
+        if name not in saved and name.startswith(("error/", "owner/")):
+            raise PlanError(
+                f"communication.{sync.scheme.axis}: bits={sync.scheme.bits} remembers what an exchange did not say of "
+                f"each weight, and this checkpoint holds no {PREFIX}{name}: its exchanges lost too little to remember, "
+                "or its mesh cut other weights. Keep its bits and mesh, or begin another run from its weights: "
+                "--from RUN"
+            )
         if name not in saved:
             raise PlanError(
                 f"communication.{sync.scheme.axis}: this run began without local steps (its checkpoint has no "
@@ -153,21 +160,46 @@ def restored(
 ) -> tuple[Any, str | None]:
     """The state of the sync after `step` steps from what was `read` of a checkpoint whose tensors are `names`, and what
     there is to say about it. Raises PlanError where the sync cannot begin here."""
-    saved = _of_sync(names)
-    owed = any(name.startswith(("error/", "owner/")) for name in saved)
-    dropped = "what workers still owed from compressed steps is dropped: nothing is remembered from now on"
+    saved, got = _of_sync(names), _of_sync(read)
+    owed = [name for name in saved if name.startswith(("error/", "owner/"))]
+    lead = [saved[name][0][0] for name in owed if name.startswith("error/")]
+    lost = sorted({name.split("/", 1)[1] for name in owed if name not in got})
+    said: list[str] = []
+    if owed and not any(name in got for name in owed):
+        said.append("what workers still owed from compressed steps is dropped: nothing is remembered from now on")
+    elif lost:
+        shown = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+        said.append(f"what workers still owed to {shown} is dropped: it is cut or sent in another way now")
+    if any(name in got for name in owed) and lead and lead[0] != _workers(sync):
+        said.append(f"residuals of {lead[0]} workers are shared by {_workers(sync)}, their mean as it was")
     if isinstance(sync, LocalSteps):
         tree, like = _local(sync, model)
-        return from_named(tree, shared(_of_sync(read), like)), None
+        return from_named(tree, shared(got, like)), _lines(said)
     if not isinstance(sync, Compressed):
-        return (), dropped if owed else None
-    state = adopt.adopted(sync, _of_sync(read), step)
-    if owed and not sync.scheme.feedback:
-        return state, dropped
-    lead = [shape[0] for name, (shape, _) in saved.items() if name.startswith("error/")]
-    if lead and lead[0] != sync.axes.workers:
-        return state, f"residuals of {lead[0]} workers are shared by {sync.axes.workers}, their mean as it was"
-    return state, None
+        return (), _lines(said)
+    state = adopt.adopted(sync, got, step)
+    was = "fallback" in got and bool(got["fallback"])
+    if fallen_back(state):
+        said.append(
+            "this run has fallen back to dense gradients, and stays there; another scheme, limit or spike tries again"
+        )
+    elif was:
+        said.append("this run had fallen back to dense gradients; under another scheme, limit or spike it tries again")
+    return state, _lines(said)
+
+
+def _lines(said: list[str]) -> str | None:
+    return "\n".join(said) or None
+
+
+def _workers(sync: GradSync | LocalSteps) -> int:
+    """Workers among whom codes travel; 1 where none do."""
+    return sync.axes.workers if isinstance(sync, Compressed | LocalSteps) else 1
+
+
+def fallen_back(state: Any) -> bool:
+    """Whether a sync's state says that steps are dense for good (rule S15)."""
+    return isinstance(state, dict) and "fallback" in state and bool(state["fallback"])
 
 
 def _of_sync(named: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from jaxlm.running import Running
 from jaxlm.runtime.monitor import Monitor
 from jaxlm.setup import resume_command
 from jaxlm.state import config_digest
+from jaxlm.syncing import fallen_back
 from jaxlm.trainer.hooks import Every, Saving
 from jaxlm.trainer.loop import Finished, Hook, Outcome
 from jaxlm.trainer.loop import train as run_loop
@@ -39,7 +40,7 @@ from jaxlm.trainer.state import TrainState
 from jaxlm.trainer.stop import Asked, Interrupted, StopSignal, never
 from jaxlm.trainer.tracking import WeightsAndBiases
 from jaxlm.tree import named_leaves
-from jaxlm.watching import note, react
+from jaxlm.watching import Fallback, note, react
 
 Say = Callable[[str], None]
 
@@ -103,8 +104,11 @@ class Training:
         chooser = self._chooser(done, compile_seconds, say)
         changes = None if chooser is None else Changes(chooser, self.now, self.corpus, loader, self.meshes, say)
 
+        fallback = Fallback(say, known=fallen_back(state.sync))
+
         def report(finished: Finished) -> None:
             note(self.monitor, finished)
+            fallback(finished)
             self.audit.observe(finished)
             self.now.recorder(finished)
             if self.now.balancer is not None:

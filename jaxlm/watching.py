@@ -1,5 +1,6 @@
 """The monitor of a run, and what its events change: shares are measured anew, the agent decides again."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,6 +26,24 @@ def note(monitor: Monitor, finished: Finished) -> None:
     shares = finished.vectors.get("shares", ())
     each = [took / count for took, count in zip(seconds, shares, strict=True)]
     monitor.observe(finished.step, finished.seconds, each)
+
+
+class Fallback:
+    """Says once when the exchange of gradients falls back to dense steps. `known`: it was said when the run went on."""
+
+    def __init__(self, say: Callable[[str], None], *, known: bool = False):
+        self.say, self.known = say, known
+
+    def __call__(self, finished: Finished) -> None:
+        if self.known or not finished.scalars.get("fallback"):
+            return
+        self.known = True
+        owed = finished.scalars.get("residual_ratio")
+        ratio = "" if owed is None else f", {owed:.4g} times the gradient's norm was owed"
+        self.say(
+            f"step {finished.step}: what is owed or the loss left its bounds (loss {finished.scalars['loss']:.4g}"
+            f"{ratio}); gradients travel dense from here on, also after a resume with the same scheme, limit and spike"
+        )
 
 
 def react(monitor: Monitor, balancer: Balancer | None, chooser: object) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -46,13 +47,24 @@ def adopted(sync: Compressed, saved: Mapping[str, jax.Array], step: int) -> Any:
 
     Raises PlanError for a momentum that cannot be had any more, because the run is past the warm-up that collects it.
     """
-    if sync.scheme.momentum and "warmup" not in saved and step >= sync.scheme.warm_steps(sync.steps):
+    left: set[str] = set()
+    if sync.scheme.momentum and not any(name.startswith("momentum/") for name in saved):
         warm = sync.scheme.warm_steps(sync.steps)
-        raise PlanError(
-            f"communication.{sync.scheme.axis}: {sync.scheme.kind} sends the momentum that it collects in a warm-up of "
-            f"{warm} steps, and this run has done {step} without it. Set parameters.warmup to at least {step + warm} "
-            "(steps), or take another scheme"
-        )
+        if step >= warm:
+            raise PlanError(
+                f"communication.{sync.scheme.axis}: {sync.scheme.kind} sends the momentum that it collects in a "
+                f"warm-up of {warm} steps, and this run has done {step} without it. Set parameters.warmup to at least "
+                f"{step + warm} (steps), or take another scheme"
+            )
+        # Another scheme's warm-up, which collected nothing, is not this one's.
+        left |= {"warmup", "loss"}
+    if "bounds" in saved:
+        fresh = jax.eval_shape(sync.init, None)
+        if "bounds" in fresh and not np.array_equal(np.asarray(saved["bounds"]), np.asarray(sync.bounds, np.float32)):
+            left.add("fallback")
+        left.add("bounds")
+    known = {name.removeprefix("alive/") for name in saved if name.startswith("alive/")}
+    saved = {name: held for name, held in saved.items() if name not in left}
     workers = sync.axes.workers
     parts = {name for name in saved if name.startswith("owner/")} if "owner" not in sync.kinds else set()
 
@@ -71,9 +83,23 @@ def adopted(sync: Compressed, saved: Mapping[str, jax.Array], step: int) -> Any:
                     # A scheme without owners takes over what they owed.
                     held = (leaf if held is None else held) + saved[f"owner/{name}"][None]
                 state[kind][name] = leaf if held is None else held
+        past = step > sync.scheme.warm_steps(sync.steps) if "warmup" not in saved else step > saved["warmup"]
+        for name in state.get("alive", {}).keys() - known:
+            # No look came yet, and the next one may be far: what has moved, or is owed, had a gradient.
+            state["alive"][name] = past & _moved(state, saved, name)
         return state
 
     return jax.jit(build, out_shardings=sync.places())(dict(saved))
+
+
+def _moved(state: Mapping[str, Any], saved: Mapping[str, jax.Array], name: str) -> jax.Array:
+    """Truths of a weight's shape: where it had a gradient in the steps that left this; everywhere, where nobody knows,
+    because only a part was sent and the rest forgotten."""
+    momentum = state["momentum"][name]
+    if f"momentum/{name}" not in saved or f"error/{name}" not in saved:
+        return jnp.ones(momentum.shape, jnp.bool_)
+    moved = (momentum != 0.0) | jnp.any(state["error"][name] != 0.0, axis=0)
+    return moved | (state["owner"][name] != 0.0) if "owner" in state else moved
 
 
 def _named(state: Mapping[str, Any], is_leaf: Any) -> dict[str, Any]:

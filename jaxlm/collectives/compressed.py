@@ -75,8 +75,7 @@ class Compressed:
 
     @cached_property
     def stages(self) -> Stages:
-        ramp = self.scheme.ramp_steps(self.steps)
-        return Stages(self.scheme, self.axes, self.buckets, self.decay, self.clip, ramp)
+        return Stages(self.scheme, self.axes, self.buckets, self.decay, self.clip)
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
@@ -110,7 +109,15 @@ class Compressed:
             state["warmup"] = jnp.asarray(self.scheme.warm_steps(self.steps), jnp.int32)
             state["fallback"] = jnp.zeros((), jnp.bool_)
             state["loss"] = jnp.zeros((), jnp.float32)
+            state["bounds"] = jnp.asarray(self.bounds, jnp.float32)
+        if self.scheme.kind == "dgc":
+            state["ramp"] = jnp.asarray(self.scheme.ramp_steps(self.steps), jnp.int32)
         return state
+
+    @property
+    def bounds(self) -> tuple[float, float, float]:
+        """What a fallback was decided by: scheme (a number for its name, exact in float32), limit and spike."""
+        return float(zlib.crc32(self.scheme.kind.encode()) >> 8), self.scheme.limit, self.scheme.spike
 
     def _start(self, each: Leaf) -> jax.Array:
         """Random factors, the same in every process."""
@@ -144,7 +151,9 @@ class Compressed:
         if self.scheme.kind == "powersgd":
             specs["start"] = {each.name: P((*fast, *each.axes)) for each in self.cut}
         if self.scheme.lossy:
-            specs |= {"warmup": P(), "fallback": P(), "loss": P()}
+            specs |= {"warmup": P(), "fallback": P(), "loss": P(), "bounds": P()}
+        if self.scheme.kind == "dgc":
+            specs["ramp"] = P()
         return specs
 
     def places(self) -> State:
@@ -228,7 +237,9 @@ class Compressed:
         # A step that is not finite must be seen as such, also where a code hides it (rule S7); the trainer then keeps
         # weights and memory as they were.
         named = {name: jnp.where(facts["bad"] == 0.0, g, jnp.nan) for name, g in named.items()}
-        report = {"residual_ratio": ratio, "dense": dense} if self.scheme.feedback else {}
+        report = {"dense": dense} if self.scheme.feedback or self.scheme.lossy else {}
+        report |= {"residual_ratio": ratio} if self.scheme.feedback else {}
+        report |= {"fallback": state["fallback"].astype(jnp.float32)} if self.scheme.lossy else {}
         return {name: facts[name] for name in sums}, named, self._state(state, got), report
 
     def _staged(
@@ -251,7 +262,7 @@ class Compressed:
         mean = jnp.where(state["loss"] == 0.0, loss, 0.95 * state["loss"] + 0.05 * loss)
         state = state | {"fallback": fallback, "loss": mean}
         after = step - state["warmup"]
-        run = lambda stage: lambda given: self.stages(stage, given, norm, after, key)
+        run = lambda stage: lambda given: self.stages(stage, given, norm, after, key, state.get("ramp"))
         dense = warm | fallback | alone
         branches = [run("lossy"), run("dense"), run("warm")]
         chosen = jnp.where(dense, jnp.where(warm, 2, 1), 0)

@@ -70,7 +70,7 @@ class LocalSteps:
         # The exchange itself is that of a gradient: two legs, or sparse codes to everybody.
         kind = "topk" if self.scheme.bits == 0 else "exact"
         inner = dataclasses.replace(self.scheme, kind=kind, feedback=self.feedback, momentum=False)
-        return Stages(inner, self.axes, self.buckets, 0.0, 0.0, 0, codec=self.scheme.codec)
+        return Stages(inner, self.axes, self.buckets, 0.0, 0.0, codec=self.scheme.codec)
 
     def init(self, model: Any) -> State:
         """Every worker begins with the common weights."""

@@ -89,6 +89,7 @@ class Rule:
 
     def look(self, rows: jax.Array, memory: Memory) -> Memory:
         """`alive` with what has a gradient now on any worker. One bit per weight crosses."""
-        here = (rows != 0.0) | (memory["error"] != 0.0) | (memory["momentum"] != 0.0)
+        here = (rows != 0.0) | (memory["momentum"] != 0.0)
+        here = here | (memory["error"] != 0.0) if "error" in memory else here
         everyone = unpack_bits(across("all_gather", (pack_bits(here),), self.axis)[0])
         return memory | {"alive": memory["alive"] | jnp.any(everyone != 0, axis=0)}

@@ -100,7 +100,10 @@ class Scheme:
         return self.kind in ("int4", "sign", "topk", "dgc", "powersgd")
 
     def warm_steps(self, steps: int) -> int:
-        return round(self.warmup * steps) if self.warmup < 1.0 else round(self.warmup)
+        """Of a run of so many steps. One at least, where a warm-up is asked for: a variance that was frozen before the
+        first gradient would be zero."""
+        share = self.warmup * steps if self.warmup < 1.0 else self.warmup
+        return max(round(share), 1) if self.warmup else 0
 
     def ramp_steps(self, steps: int) -> int:
         return round(self.ramp * steps) if self.ramp < 1.0 else round(self.ramp)

@@ -53,7 +53,6 @@ class Stages:
         buckets: what travels together.
         decay: of the optimizer's momentum, where the scheme sends or corrects it.
         clip: largest norm of a gradient, where the exchange clips; 0 does not.
-        ramp: steps over which DGC's density falls.
         codec: of the lossy stage, where it is not the scheme's own.
     """
 
@@ -62,7 +61,6 @@ class Stages:
     buckets: tuple[Bucket, ...]
     decay: float
     clip: float
-    ramp: int
     codec: Codec | None = None
 
     @property
@@ -72,7 +70,13 @@ class Stages:
         return Rule(scheme.axis, scheme.feedback, momentum, correction)
 
     def __call__(
-        self, stage: Stage, given: Packed, norm: jax.Array, after_warmup: jax.Array, key: jax.Array | None
+        self,
+        stage: Stage,
+        given: Packed,
+        norm: jax.Array,
+        after_warmup: jax.Array,
+        key: jax.Array | None,
+        ramp: jax.Array | None = None,
     ) -> Packed:
         """The means over workers, in the place of what was given.
 
@@ -82,6 +86,7 @@ class Stages:
             norm: of this worker's whole gradient.
             after_warmup: steps since the warm-up ended, int32.
             key: for stochastic rounding; None rounds to nearest.
+            ramp: steps over which DGC's density falls, int32.
         """
         if self.clip and not (stage == "warm" and self.scheme.momentum):
             # Each worker before anything is stored (rule S6): its norm is sqrt(H) times that of the mean, as far as
@@ -91,7 +96,7 @@ class Stages:
             given = given._replace(rows=[x * factor for x in given.rows], small=small)
         small = self._small(given.small)
         if stage == "lossy":
-            rows, memories, starts = self._lossy(given, after_warmup, key)
+            rows, memories, starts = self._lossy(given, after_warmup, key, ramp)
         else:
             rows, memories, starts = self._dense(given, key, warm=stage == "warm"), given.memories, given.starts
             rows, memories = [row for row, _ in rows], [memory for _, memory in rows]
@@ -112,7 +117,7 @@ class Stages:
         return [self.rule.dense(rows, memory, move, warm=warm) for rows, memory, move in each]
 
     def _lossy(
-        self, given: Packed, after_warmup: jax.Array, key: jax.Array | None
+        self, given: Packed, after_warmup: jax.Array, key: jax.Array | None, ramp: jax.Array | None
     ) -> tuple[list[jax.Array], list[Memory], Arrays]:
         if self.scheme.kind == "powersgd":
             return self._low_rank(given)
@@ -129,11 +134,12 @@ class Stages:
             ]
             return [mean for mean, _ in done], [memory for _, memory in done]
 
-        ramp = [top(density, self.scheme.small) for density in RAMP if density > self.scheme.density]
-        if self.scheme.kind != "dgc" or not self.ramp or not ramp:
+        rungs = [top(density, self.scheme.small) for density in RAMP if density > self.scheme.density]
+        if ramp is None or not self.scheme.ramp or not rungs:
             return *through(self.codec or self.scheme.codec), given.starts
-        codecs: list[TopK] = [*ramp, top(self.scheme.density, self.scheme.small)]
-        at = jnp.clip(after_warmup * len(ramp) // self.ramp, 0, len(ramp))
+        codecs: list[TopK] = [*rungs, top(self.scheme.density, self.scheme.small)]
+        at = jnp.clip(after_warmup * len(rungs) // jnp.maximum(ramp, 1), 0, len(rungs))
+        at = jnp.where(ramp > 0, at, len(rungs))
         return *jax.lax.switch(at, [lambda codec=codec: through(codec) for codec in codecs]), given.starts
 
     def _low_rank(self, given: Packed) -> tuple[list[jax.Array], list[Memory], Arrays]:
