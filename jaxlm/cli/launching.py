@@ -77,7 +77,8 @@ class Local(Launching):
     dead_after: float = 60.0
     """Seconds without a sign of life after which a process of the job counts as dead."""
     silent_after: float = 20.0
-    """Seconds without a sign of life after which a host is taken to hang, named, and the job retried."""
+    """Seconds without a sign of life after which a host is taken to hang, named, and the job retried. This and the
+    next two need train.monitor."""
     stall_factor: float = 20.0
     """Likewise when no host takes a step in this many times the median step,"""
     stall_seconds: float = 30.0
@@ -100,6 +101,8 @@ class Local(Launching):
             raise Refused("--devices must be positive, --retries not negative, --min-hosts in 1..--hosts")
         if min(self.silent_after, self.stall_factor, self.stall_seconds) < 2:
             raise Refused("--silent-after, --stall-factor and --stall-seconds must be at least 2")
+        if not run.train.monitor:
+            self.unwatched()
         gpus = () if self.platform == "cpu" else local_gpus(os.environ)
         if self.platform == "gpu" and not gpus:
             raise Refused("--platform gpu, but there is no NVIDIA GPU here")
@@ -128,6 +131,19 @@ class Local(Launching):
         failures = [{"host": f.host, "why": f.why, "seconds_to_end": round(f.seconds, 3)} for f in result.failures]
         report(self.json, {"code": result.code, "attempts": result.attempts, "failures": failures})
         return result.code
+
+    def unwatched(self) -> None:
+        """Says what is missing where the hosts write no reports. Raises Refused where it was asked for."""
+        for name in ("silent_after", "stall_factor", "stall_seconds"):
+            if getattr(self, name) != getattr(Local, name):
+                flag = "--" + name.replace("_", "-")
+                raise Refused(f"{flag} needs the reports of the hosts, and train.monitor is false: they write none")
+        print(
+            "launch: train.monitor is false, so the hosts write no reports: one that hangs is not found by its silence "
+            f"or its steps, only one that dies, or that the others miss for {self.dead_after:g} s (--dead-after)",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 @dataclass(kw_only=True)

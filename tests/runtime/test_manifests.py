@@ -238,6 +238,18 @@ def test_a_dry_run_prints_and_writes_nothing(where, capsys, tmp_path, monkeypatc
     assert "steps: 9" in printed if where == "k8s" else "--train.steps" in printed
 
 
+@pytest.mark.parametrize("monitor", ["true", "false"])
+def test_that_hangs_are_not_found_without_a_monitor_is_said_once(monitor, capsys, tmp_path, monkeypatch):
+    config = Path("configs/quickstart.yaml").absolute()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["launch", "local", str(config), "--dry-run", "--train.monitor", monitor])
+    assert ended.value.code == 0
+    said = capsys.readouterr().err
+    assert said.count("train.monitor is false, so the hosts write no reports") == (monitor == "false")
+    assert said.count("one that hangs is not found") == (monitor == "false")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -245,6 +257,8 @@ def test_a_dry_run_prints_and_writes_nothing(where, capsys, tmp_path, monkeypatc
         (["local", "--train.stepz", "3"], "unknown key 'stepz', did you mean 'steps'?"),
         (["local", "--processes", "3"], "are given to each host by `jaxlm launch`"),
         (["local", "--platform", "tpu"], "--platform tpu must be auto, cpu or gpu"),
+        (["local", "--train.monitor", "false", "--stall-factor", "9"], "--stall-factor needs the reports of the hosts"),
+        (["local", "--train.monitor", "false", "--silent-after", "9"], "--silent-after needs the reports of the hosts"),
         (["k8s", "--hosts", "2", "--zones", "a,b,c"], "are 3 zones for 2 hosts"),
         (["k8s", "--hosts", "2", "--run-dir", "/elsewhere"], "must lie below /runs"),
         (["slurm", "--port", "80"], "--port 80 must be in 1024..65535"),
