@@ -25,6 +25,12 @@ from jaxlm.runtime.sensors import Injected, Linux, Sensors, find
 
 T = TypeVar("T")
 
+Writer = tuple[str, int]
+"""The process that wrote a report: the name of its machine, and its number there."""
+
+Writing = tuple[Any, ...]
+"""One report of one process."""
+
 HOST = "JAXLM_HOST"
 """The environment variable in which a launcher numbers its hosts; process K is host K without it."""
 
@@ -89,12 +95,14 @@ class Monitor:
         self._beat = 0
         self._cpu = time.process_time()
         self._reports: list[dict[str, Any]] = []
-        self._joules: dict[int, tuple[float, float]] = {}
+        self._old: dict[int, Writing] = {}
+        self._joules: dict[int, tuple[Writer, float, float]] = {}
         self._recorded: tuple[int, float | None, int | None] = (0, None, None)
 
     def __enter__(self) -> "Monitor":
         if not self.enabled:
             return self
+        self._old = {report["host"]: _writing(report) for report in read_reports(self.folder)}
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
         self._thread.start()
         return self
@@ -161,7 +169,7 @@ class Monitor:
         with self._lock:
             if len(self._joules) < self.processes:
                 return None
-            return sum(last - first for first, last in self._joules.values())
+            return sum(last - first for _, first, last in self._joules.values())
 
     def complete(self, record: dict[str, Any]) -> None:
         """Adds means since the record before: `joules_per_step` of whole hosts, or of their GPUs, where they can be
@@ -269,13 +277,19 @@ class Monitor:
             self.unwritten += 1  # a full disk stops the run by itself, with a message; the next report says how often
 
     def _judge(self, judge: Judge) -> None:
-        reports = read_reports(self.folder, self.processes)
+        """What an earlier attempt left does not count: only a launcher removes it. It is known by not changing any
+        more, not by its time, since the clocks of two hosts may differ."""
+        reports = [r for r in read_reports(self.folder, self.processes) if self._old.get(r["host"]) != _writing(r)]
         with self._lock:
             self._reports = reports
             for report in reports:
-                if (energy := report["hardware"].get("energy")) is not None:
-                    first, last = self._joules.get(report["host"], (energy, energy))
-                    self._joules[report["host"]] = (first, max(energy, last))
+                if (energy := report["hardware"].get("energy")) is None:
+                    continue
+                host, writer = report["host"], (report["name"], report["pid"])
+                before, first, last = self._joules.get(host, (writer, energy, energy))
+                if before != writer:  # the end of another attempt overlapped with our beginning
+                    first = last = energy
+                self._joules[host] = (writer, first, max(energy, last))
         for event in judge(reports):
             with self._lock:
                 self.pending.append(event)
@@ -326,6 +340,11 @@ def read_reports(folder: Path, processes: int | None = None) -> list[dict[str, A
         if processes is None or report.get("processes") == processes:
             found.append(report)
     return found
+
+
+def _writing(report: dict[str, Any]) -> Writing:
+    """Not the same for any two reports of a host."""
+    return tuple(report.get(name) for name in ("name", "pid", "beat", "time"))
 
 
 def _sent() -> int | None:

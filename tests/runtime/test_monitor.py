@@ -157,6 +157,33 @@ def test_energy_is_that_of_all_hosts_or_none(tmp_path):
         assert alone.joules() is None
 
 
+def test_what_an_earlier_attempt_left_is_neither_energy_nor_a_host_of_this_one(tmp_path):
+    def left(beat: int, energy: float, pid: int = 12345):
+        facts = Monitor(tmp_path, 1, 2, sensors=Fixed()).report()
+        facts |= {"beat": beat, "pid": pid, "hardware": {"source": "test", "energy": energy}}
+        (tmp_path / "1.json").write_text(json.dumps(facts))
+
+    left(500, energy=7.0)
+    sensors = Fixed(energy=100.0)
+    with Monitor(tmp_path, 0, 2, period=0.01, sensors=sensors) as monitor:
+        monitor.accept()
+        wait_for(lambda: "0" in monitor.summary()["hosts"])
+        seen = monitor.report()["beat"]
+        wait_for(lambda: monitor.report()["beat"] > seen + 2)
+        assert monitor.joules() is None, "host 1 of this attempt has said nothing"
+        assert list(monitor.summary()["hosts"]) == ["0"]
+        left(501, energy=8.0)  # the last word of a process that is about to end
+        wait_for(lambda: monitor.joules() == 0.0)
+        left(1, energy=5000.0, pid=23456)
+        wait_for(lambda: "1" in monitor.summary()["hosts"])
+        seen = monitor.report()["beat"]
+        wait_for(lambda: monitor.report()["beat"] > seen + 2)
+        assert monitor.joules() == 0.0
+        left(2, energy=5030.0, pid=23456)
+        sensors.reading["energy"] = 110.0
+        wait_for(lambda: monitor.joules() == 40.0)
+
+
 def wait_for(condition) -> None:
     deadline = time.monotonic() + 10
     while not condition():
