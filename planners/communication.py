@@ -204,7 +204,7 @@ def travelling(
             parameters = dict(wish.parameters)
             said.append(Communication(axis=name, scheme=wish.scheme, parameters=parameters, every=wish.every))
             continue
-        if wish.parameters or wish.every != 1:
+        if wish.parameters or wish.every is not None:
             raise PlanError(f"communication.{name}: auto chooses the parameters; name a scheme to set them yourself")
         if plan.mesh[name] == 1:
             why[f"communication {name}"] = "auto: one worker, nothing travels"

@@ -235,12 +235,12 @@ later (which wants an optimizer that bears it, see `jaxlm.collectives.schemes`).
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Communication:
-    """How gradients travel over one mesh axis."""
+    """How gradients travel over one mesh axis. `every`: steps between exchanges, None where the scheme's default."""
 
     axis: str
     scheme: Scheme = "none"
     parameters: dict[str, float] = field(default_factory=dict)
-    every: int = 1
+    every: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

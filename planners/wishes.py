@@ -40,7 +40,7 @@ class Travel:
             `sign`, `topk` and `powersgd`; `dgc` for optim.kind=sgd; `local_sgd` trains apart, and exchanges now and
             then; `auto` is the fastest by prediction that loses no more than `budget` allows, which may be none.
         parameters: of the scheme, e.g. {density: 0.01}; the others have their defaults. A wrong name lists them all.
-        every: steps between exchanges, for local_sgd.
+        every: steps between exchanges, for local_sgd; None is its default, 30.
         budget: what `auto` may lose: nothing (`exact`), as much as `16-bit` or `8-bit` codes do, or anything that error
             `feedback` brings later.
     """
@@ -49,7 +49,7 @@ class Travel:
         "none", "auto", "bf16", "int8", "int8_shared", "fp8", "int4", "sign", "topk", "dgc", "powersgd", "local_sgd"
     ] = "none"
     parameters: dict[str, float] = field(default_factory=dict)
-    every: int = 1
+    every: int | None = None
     budget: Budget = "8-bit"
 
 

@@ -167,7 +167,9 @@ def buckets(leaves: Sequence[Leaf], replicas: Axes, unit: int, elements: int) ->
     return tuple(made)
 
 
-def slices(size: int, unit: int, elements: int) -> list[slice]:
-    """A shard of that size cut into whole blocks, about so many elements at a time."""
-    step = max(elements // unit, 1) * unit
-    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+def slices(size: int, unit: int, most: int) -> tuple[int, int]:
+    """Into how many equal slices of how many elements a shard of that size is cut: whole blocks, at most about `most`
+    elements each, and together less than a block per slice longer than the shard, since what pads them travels too."""
+    step = max(most // unit, 1) * unit
+    count = -(-size // step)
+    return count, -(-size // (count * unit)) * unit

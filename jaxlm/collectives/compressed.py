@@ -163,7 +163,7 @@ class Compressed:
 
     def payload(self) -> tuple[int, int]:
         """Bytes of codes, and of what travels exact, that one device hands to the network in a step of the lossy stage,
-        counted from the shapes: what it sends of its own, twice where owners encode again."""
+        counted from the shapes, padding included: what it sends of its own, twice where owners encode again."""
         workers, codec = self.axes.workers, self.scheme.codec
         legs = 2 if two_legs(self.scheme, workers) or self.scheme.kind == "int8_shared" else 1
         others = workers - 1
@@ -171,10 +171,9 @@ class Compressed:
             sizes = [math.prod(self._start_shape(each)[1:]) for each in self.cut]
             left = [math.prod(self._left_shape(each)) for each in self.cut]
             codes = 2 * 4 * (sum(sizes) + sum(left)) * others // workers
-        elif legs == 2:
-            codes = sum(2 * others * payload(codec, bucket.size) for bucket in self.buckets)
         else:
-            codes = sum(others * workers * payload(codec, bucket.size) for bucket in self.buckets)
+            sliced = [self.stages.slices(bucket) for bucket in self.buckets]
+            codes = others * (2 if legs == 2 else workers) * sum(n * payload(codec, step) for n, step in sliced)
         exact = 2 * 4 * sum(math.prod(each.local) for each in self.small) * others // workers
         return codes, exact
 

@@ -163,7 +163,7 @@ def scheme(said: Communication, workers: int) -> Scheme:
     kinds = {field.name: field.type for field in fields(Scheme)}
     for name, value in said.parameters.items():
         values[name] = _as(kinds[name], value, f"communication.{said.axis}.{name}")
-    if said.every != 1:
+    if said.every is not None:
         values["every"] = said.every
     return Scheme(axis=said.axis, kind=said.scheme, **values)  # pyright: ignore[reportArgumentType]
 

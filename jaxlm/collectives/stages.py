@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.collectives import reduce
-from jaxlm.collectives.buckets import Axes, Bucket, Leaf
+from jaxlm.collectives.buckets import Axes, Bucket, Leaf, slices
 from jaxlm.collectives.codecs import Codec, TopK
 from jaxlm.collectives.memory import Memory, Move, Rule
 from jaxlm.collectives.schemes import Scheme, top
@@ -68,6 +68,10 @@ class Stages:
         scheme, dgc = self.scheme, self.scheme.kind == "dgc"
         momentum, correction = (self.decay if scheme.momentum else None), (self.decay if dgc else None)
         return Rule(scheme.axis, scheme.feedback, momentum, correction)
+
+    def slices(self, bucket: Bucket) -> tuple[int, int]:
+        """Slices in which a bucket travels, and elements of one worker's row in each."""
+        return slices(bucket.size, bucket.unit, round(self.scheme.bucket_mb * 2**18) // self.axes.workers)
 
     def __call__(
         self,
@@ -201,11 +205,10 @@ class Stages:
             return reduce.two_shot(rows, axes.slow, codec, owner, key, alive)
 
         def move(rows: jax.Array, owner: jax.Array | None, alive: jax.Array | None) -> reduce.Exchanged:
-            unit, size = self.buckets[bucket].unit, rows.shape[-1]
-            step = max(round(self.scheme.bucket_mb * 2**18) // axes.workers // unit, 1) * unit
-            if size <= step:
+            size = rows.shape[-1]
+            count, step = self.slices(self.buckets[bucket])
+            if count == 1:
                 return one(rows, owner, alive, key)
-            count = -(-size // step)
 
             def cut(x: jax.Array | None) -> jax.Array | None:
                 if x is None:

@@ -20,7 +20,7 @@ from tests.collectives.test_safety import made, named
 from tests.collectives.work import WIDTH, Toy, toy_batch
 
 
-def toy(kind: str, *, steps: int = 100, **parameters: float) -> Toy:
+def toy(kind: str, *, steps: int = 100, **parameters: Any) -> Toy:
     return Toy(made(kind, **parameters), tx=optax.sgd(1e-3), decay=0.9, steps=steps)
 
 

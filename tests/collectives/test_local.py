@@ -11,7 +11,7 @@ import pytest
 
 from jaxlm.collectives.compressed import cut_leaves
 from jaxlm.collectives.local import LocalSteps, shared
-from jaxlm.collectives.schemes import Scheme, scheme
+from jaxlm.collectives.schemes import scheme
 from jaxlm.sharding import batch_sharding, make_mesh, replicated
 from jaxlm.trainer.local import make_local_step
 from jaxlm.trainer.state import init_state
@@ -30,7 +30,8 @@ class Apart:
         said = Communication(axis="zone", scheme="local_sgd", every=every, parameters=parameters)
         self.mesh = make_mesh(plan, jax.devices()[: plan.devices])
         model = {"w": jnp.zeros((WIDTH, WIDTH)), "gain": jnp.ones((WIDTH,))}
-        made: Scheme = dataclasses.replace(scheme(said, workers), every=every)
+        made = scheme(said, workers)
+        assert made.every == every
         with jax.set_mesh(self.mesh):
             leaves = cut_leaves(model, self.mesh, plan.rules.parameters, "zone")
             self.local = LocalSteps(made, self.mesh, leaves, steps, optax.sgd(RATE), plan.rules.optimizer)
