@@ -214,7 +214,7 @@ def details(found: Epochs) -> dict[str, Any]:
         "policies": found.policy,
         "toggles": found.toggles.tolist(),
         "measured_seconds": found.seconds.tolist(),
-        "compiled_peak_bytes": found.peak.tolist(),
+        "compiled_peak_bytes": [None if np.isnan(each) else each for each in found.peak.tolist()],
         "budget_bytes": found.budget,
         "decisions": found.kinds,
         "refused": found.refused,

@@ -122,9 +122,13 @@ class Subject:
 
     def of(self, segments: Sequence[Segment]) -> Mix:
         """Given segments as a mix, priced."""
-        runs = [Run(0, self._policy(segment), segment.layers) for segment in segments]
-        made = Mix.of(runs, self.ends.classes(self.policies))
-        return dataclasses.replace(made, runs=tuple(runs), peak=self.ends.peak(runs))
+        runs = tuple(Run(0, self._policy(segment), segment.layers) for segment in segments)
+        return Mix(
+            runs=runs,
+            seconds=sum(run.layers * run.policy.seconds for run in runs),
+            peak=self.ends.peak(runs),
+            flops=sum(run.layers * run.policy.flops for run in runs),
+        )
 
     def uniform(self, name: str) -> Mix:
         """One of the NAMED policies, or `none`, for all layers."""

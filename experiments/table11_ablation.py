@@ -30,6 +30,7 @@ from experiments.runs import run_of as configured
 from jaxlm.compiled import Compiler, target_of
 from jaxlm.config import Run
 from jaxlm.folder import Folder
+from planners.communication import RUNGS, axis_of, ranked
 from planners.machines.cluster_file import load_cluster
 from planners.plan import Communication, Plan, PlanError, describe
 from planners.programs.compiled import CompileError
@@ -41,8 +42,8 @@ WITH, WITHOUT = 18.3, 22.5
 
 GB, MIB = 1e9, 2.0**20
 
-SENT = {"bf16": 0.5, "int8": 0.25, "int8_shared": 0.25, "fp8": 0.25}
-"""Share of the bytes of float32 gradients that a scheme sends, by its bits."""
+SCHEMES = {rung.scheme: rung for rung in RUNGS if rung.budget in ("16-bit", "8-bit")}
+"""What tier II may be here: codes that lose next to nothing, as `planners.communication` prices them."""
 
 TIERS = (
     "all tiers",
@@ -59,7 +60,7 @@ class Config:
 
     Attributes:
         share: of the peak without rematerialisation that may be used; by itself the paper's 18.3 of 22.5.
-        scheme: how gradients travel along the data axis in tier II: bf16, int8, int8_shared or fp8.
+        scheme: how gradients travel along the data axis in tier II: bf16, int8 or int8_shared.
         run: a file for `jaxlm train`, or its sections written here: the model trained here.
         steps: training steps, in place of those of `run`.
         devices: forced CPU devices of these trainings, two of them along the data axis; 0 trains nothing.
@@ -86,8 +87,10 @@ class Config:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if self.scheme not in SENT:
-            raise ValueError(f"scheme={self.scheme!r} must be one of {', '.join(SENT)}")
+        if self.scheme not in SCHEMES:
+            raise ValueError(f"scheme={self.scheme!r} must be one of {', '.join(SCHEMES)}")
+        if self.nodes > (most := SCHEMES[self.scheme].most):  # pyright: ignore[reportArgumentType]
+            raise ValueError(f"scheme={self.scheme} is for at most {most} workers, and nodes={self.nodes}")
         if not 0.0 < self.share < 1.0:
             raise ValueError(f"share={self.share} must be between 0 and 1")
         if self.devices and (self.devices < 4 or self.devices % 2):
@@ -217,27 +220,34 @@ def predicted_rows(config: Config) -> tuple[list[Row], dict[str, Any]]:
     where = f"{config.preset} on {config.cluster}"
     for name, (subject, mix, sends, note) in variants.items():
         predicted = subject.predicted(mix)
-        seconds, spared = predicted.step_seconds, 0.0
-        if sends:
-            spared = (1 - SENT[config.scheme]) * predicted.seconds.get("gradient_sync", 0.0)
+        exact = predicted.seconds.get("gradient_sync", 0.0)
+        waits = _exchange(config, subject) if sends else exact
+        seconds = predicted.step_seconds - exact + waits
         made, why = _compiled(config, subject, mix, sends) if config.compile else (None, "")
         what = f"{where}, {name}"
         kept = ", ".join(map(describe, mix.segments()))
         rows += [
             Row(what=what, quantity="memory of a step, GB", paper=_paper(name), predicted=predicted.memory_bytes / GB,
                 compiled=None if made is None else made / GB, note=f"{kept}{note}{why}"),
-            Row(what=what, quantity="seconds per step", predicted=seconds - spared,
+            Row(what=what, quantity="seconds per step", predicted=seconds,
                 note=f"{100 * subject.extra_flops(mix, causal=True):.1f}% more FLOPs; gradients that wait: "
-                f"{1e3 * (predicted.seconds.get('gradient_sync', 0.0) - spared):.2f} ms"),
+                f"{1e3 * waits:.2f} ms"),
         ]  # fmt: skip
         details[name] = {
             "mesh": {axis: size for axis, size in subject.case.sizes.items() if size > 1},
             "remat": [dataclasses.asdict(segment) for segment in mix.segments()],
             "predicted_bytes": predicted.memory_bytes,
             "compiled_bytes": made,
-            "predicted_seconds": seconds - spared,
+            "predicted_seconds": seconds,
+            "gradient_seconds": waits,
         }
     return rows, details
+
+
+def _exchange(config: Config, subject: Subject) -> float:
+    """Seconds of a step in which codes travel along the data axis, by the planner's own price: nothing hides them."""
+    axis = axis_of(subject.cluster, subject.case.sizes, "data", subject.workload.parameter_count)
+    return next(each.seconds for each in ranked(axis, "8-bit") if each.rung.scheme == config.scheme)
 
 
 def _compiled(config: Config, subject: Subject, mix: Mix, sends: bool) -> tuple[float | None, str]:

@@ -32,6 +32,7 @@ from experiments.remat_quality import (
 )
 from experiments.report import Report, Row
 from planners.plan import PlanError, describe
+from planners.programs.compiled import CompileError
 from planners.remat.policy import Mix
 
 GB = 1e9
@@ -100,13 +101,13 @@ def cluster_rows(config: Config) -> tuple[list[Row], dict[str, Any], str]:
         except PlanError as error:
             rows.append(Row(what=what, quantity="peak of a step, GB", note=str(error).splitlines()[0]))
             continue
-        predicted, made = subject.predicted(mix), _compiled(subject, mix, what) if config.compile else None
+        predicted, (made, why) = subject.predicted(mix), _compiled(subject, mix, what) if config.compile else (None, "")
         seconds = predicted.step_seconds - subject.ends.none.step_seconds
         flops = {how: 100 * subject.extra_flops(mix, causal=how == "causal") for how in ("causal", "counted")}
         rows += [
             Row(what=what, quantity="peak of a step, GB", paper=None if paper is None else paper.peak_gb,
                 predicted=predicted.memory_bytes / GB, compiled=None if made is None else made / GB,
-                note=", ".join(map(describe, mix.segments()))),
+                note=", ".join(map(describe, mix.segments())) + why),
             Row(what=what, quantity="extra seconds per step", paper=None if paper is None else paper.recompute_seconds,
                 predicted=seconds, note=f"of {subject.ends.none.step_seconds:.3g} s; the paper does not say per what"),
             Row(what=what, quantity="extra FLOPs, %", predicted=flops["causal"],
@@ -134,9 +135,13 @@ def _mix(subject: Subject, policy: Policy, least: float, most: float) -> Mix:
     return subject.mix(policy.remat, least + policy.memory * (most - least))
 
 
-def _compiled(subject: Subject, mix: Mix, what: str) -> float:
+def _compiled(subject: Subject, mix: Mix, what: str) -> tuple[float | None, str]:
+    """Bytes of the real step by XLA; or why there are none."""
     print(f"compiling {what}", file=sys.stderr, flush=True)
-    return subject.compile(mix).memory_bytes
+    try:
+        return subject.compile(mix).memory_bytes, ""
+    except CompileError as error:
+        return None, f"; not compiled: {str(error).splitlines()[0][:200]}"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -32,6 +32,14 @@ Say = Callable[[str], None]
 
 WARM = 2
 """Steps after a change that do not count: caches and allocators fill up."""
+
+
+class _Peak(NamedTuple):
+    """Bytes that a mix needs by the compiler or the device (`origin`), and its segments as JSON."""
+
+    bytes: float
+    origin: str
+    segments: list[dict[str, Any]]
 
 
 class Feedback:
@@ -71,14 +79,14 @@ class Feedback:
         policies = self.blocks.policies(self.plan.mesh, self.ends)
         mine = {key(run.policy): run.policy for run in runs}
         policies += [policy for kind, policy in mine.items() if kind not in map(key, policies)]
-        self.costs = RematCosts(policies, self.ends.none.step_seconds)
+        self.costs = RematCosts(policies, self.ends.none.step_seconds, around=self.ends.around)
         self.budget = cluster.device.memory * search.fraction(cluster.device.memory)
         self.runtime = self.ends.none.memory.get("runtime", 0.0)
         self.now: Runs = self.costs.predicted_runs(runs)
         self.seen: list[Runs] = [self.now]
         self.plans = {named(self.now): self.plan}
         self.banned: set[Any] = set()
-        self.peaks: dict[Any, tuple[float, str]] = {}
+        self.peaks: dict[Any, _Peak] = {}
         self.compiling = [seconds]
         self.highest = peak_memory() or 0
         self.done = done
@@ -91,19 +99,37 @@ class Feedback:
     def _runs(self, segments: Sequence[Segment]) -> Runs:
         return self.blocks.of(segments, self.plan.mesh, self.ends).runs
 
+    def _of(self) -> dict[str, Any]:
+        """What measured seconds and bytes are those of: elsewhere they say little."""
+        batch = self.plan.batch
+        return {
+            "mesh": dict(self.plan.mesh),
+            "microbatch": batch.microbatch,
+            "accumulation": batch.accumulation,
+            "loss_chunks": self.plan.compile.loss_chunks,
+        }
+
     def _resume(self, saved: dict[str, Any]) -> None:
         try:
+            if saved.get("of") != self._of():
+                raise ValueError("those that were saved are of another mesh or microbatch")
             self.costs.restore(saved["costs"])
         except ValueError as other:
             self.say(f"the costs of rematerialisation are learned anew: {other}")
+            return
+        for each in saved["peaks"]:
+            runs = self.costs.predicted_runs(self._runs([structure(part, Segment) for part in each["segments"]]))
+            self.peaks[named(runs)] = _Peak(each["bytes"], each["origin"], each["segments"])
+            if each["bytes"] > self.budget:
+                self.banned.add(named(runs))
 
     def _peak(self, used: float | None, origin: str = "compiler") -> None:
         """Learns the peak of what runs, once from each origin."""
         if used is None or named(self.now) in self.peaks:
             return
         peak = used + self.runtime
-        self.peaks[named(self.now)] = (peak, origin)
-        self.costs.learn_peak(self.costs.problem(self.budget, self.ends.layers), self.now, peak)
+        self.peaks[named(self.now)] = _Peak(peak, origin, _plain([run.policy.segment(run.layers) for run in self.now]))
+        self.costs.learn_peak(self.now, peak)
         if peak > self.budget:
             self.banned.add(named(self.now))
 
@@ -141,8 +167,11 @@ class Feedback:
         measured = peak_memory() or 0
         if measured > self.highest:  # a peak never falls: only a higher one is that of this epoch
             self.highest = measured
-            self.peaks.pop(named(self.now), None)
-            self._peak(measured - self.runtime, "device")
+            told = self.peaks.pop(named(self.now), None)
+            if told is None or measured + self.runtime > told.bytes:
+                self._peak(measured, "device")
+            else:
+                self.peaks[named(self.now)] = told
         left = self.setup.run.train.steps - step
         toggle = decide(
             self.costs,
@@ -210,14 +239,14 @@ class Feedback:
     def _ran(self, step: int, epoch: int) -> dict[str, Any]:
         """What ran in the epoch that ends after `step`, and what that took."""
         counted = self.seconds[WARM:] or self.seconds
-        peak, origin = self.peaks.get(named(self.now), (None, None))
+        peak = self.peaks.get(named(self.now))
         return {
             "step": step,
             "epoch": epoch,
             "segments": _plain(self.plan.remat),
             "measured_seconds": statistics.median(counted) if counted else None,
-            "peak_bytes": peak,
-            "peak_from": origin,
+            "peak_bytes": None if peak is None else peak.bytes,
+            "peak_from": None if peak is None else peak.origin,
             "predicted_seconds": None if self.plan.predicted is None else self.plan.predicted.step_seconds,
             "budget_bytes": self.budget,
         }
@@ -249,7 +278,9 @@ class Feedback:
 
     def facts(self) -> dict[str, Any]:
         """For the checkpoint: the plan that runs and the costs as learned, as JSON."""
-        return {"plan": self.plan.digest, "remat_feedback": {"costs": self.costs.to_json()}}
+        peaks = [each._asdict() for each in self.peaks.values()]
+        saved = {"of": self._of(), "costs": self.costs.to_json(), "peaks": peaks}
+        return {"plan": self.plan.digest, "remat_feedback": saved}
 
     def close(self) -> None:
         """Records the epoch that the end of the run has cut short, too."""

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from planners.remat.policy import Layers, Policy, Problem, Run, moments
+from planners.remat.policy import Around, Policy, Problem, Run
 
 Key = tuple[tuple[str, ...] | None, tuple[str, ...], int]
 
@@ -88,9 +88,13 @@ class RematCosts:
         policies: what a layer may do, as predicted; their seconds are those of a whole step.
         base: predicted seconds of a step without any recomputation.
         doubt: how wrong predictions may be.
+        around: what else takes memory.
     """
 
-    def __init__(self, policies: Sequence[Policy], base: float, doubt: Doubt | None = None):
+    def __init__(
+        self, policies: Sequence[Policy], base: float, doubt: Doubt | None = None, around: Around | None = None
+    ):
+        self.around = around or Around()
         self.policies = tuple(sorted(policies, key=lambda each: (each.seconds, -each.kept)))
         self.keys = [key(each) for each in self.policies]
         self.base, self.doubt = base, doubt or Doubt()
@@ -143,18 +147,19 @@ class RematCosts:
         self.last[mix] = median
         return self.apart / self.pairs
 
-    def learn_peak(self, problem: Problem, runs: Sequence[Run], peak: float) -> None:
-        """Learns from the peak of a mix: bytes, counted as the problem's budget is."""
+    def learn_peak(self, runs: Sequence[Run], peak: float) -> None:
+        """Learns from the peak of a mix: bytes, counted as budgets are."""
         if not self.room.covariance[0, 0]:
             self.room.covariance[0, 0] = (self.doubt.beyond * peak) ** 2
-        believed = self.believed_runs(runs)
-        top = int(np.argmax(moments(believed, problem.classes)))
-        predicted = moments(runs, problem.classes)[top]
+        found = self._around().moments(self.believed_runs(runs))
+        if self.around.update >= max(found):
+            return  # the peak is not that of the layers
+        top = int(np.argmax(found))
+        predicted = self.around.moments(runs)[top]
         weights = np.zeros(1 + len(self.policies))
         weights[0] = 1.0
         for at, run in enumerate(runs):
-            flying = problem.classes[run.kind].in_flight
-            weights[1 + self.keys.index(key(run.policy))] += run.layers * run.policy.kept * (flying - (at > top))
+            weights[1 + self.keys.index(key(run.policy))] += run.layers * run.policy.kept * (at <= top)
         self.room.learn(weights, peak - predicted + weights[1:].sum(), (self.doubt.bytes * peak) ** 2)
 
     def step_seconds(self, mixes: Sequence[Sequence[Run]], factors: np.ndarray) -> np.ndarray:
@@ -190,7 +195,18 @@ class RematCosts:
 
     def problem(self, budget: float, layers: int, factors: np.ndarray | None = None) -> Problem:
         """The rematerialisation problem at believed costs."""
-        return Problem(classes=(Layers(count=layers, policies=self.believed(factors)),), budget=budget)
+        return self._around().problem(layers, self.believed(factors), budget)
+
+    def peak(self, runs: Sequence[Run]) -> float:
+        """Bytes of these runs of layers, which carry believed costs."""
+        return max(*self._around().moments(runs), self.around.update)
+
+    def _around(self) -> Around:
+        """What is around the layers, at believed costs."""
+        if (loss := self.around.loss) is None:
+            return self.around
+        believed = max(loss.transient + float(self.room.mean[0]), 0.0)
+        return dataclasses.replace(self.around, loss=dataclasses.replace(loss, transient=believed))
 
     def spread(self) -> np.ndarray:
         """Standard deviation of the believed seconds of each policy."""

@@ -15,7 +15,7 @@ from planners.learning.agent import trial_gains
 from planners.learning.remat_costs import RematCosts, key
 from planners.plan import PlanError
 from planners.remat import dynamic
-from planners.remat.policy import Run, peak
+from planners.remat.policy import Run
 
 Runs = tuple[Run, ...]
 Kind = Literal["keep", "try", "return", "shrink"]
@@ -93,22 +93,22 @@ def decide(
     known = len(mixes)
     for factors in (None, *costs.time.draw(random, toggling.solved)):
         try:
-            found = dynamic.solve(costs.problem(budget, layers, factors)).runs
+            solved = dynamic.solve(costs.problem(budget, layers, factors)).runs
         except PlanError:  # at these peaks nothing fits: what runs is there all the same
             continue
+        found = tuple(run for run in solved if run.policy.layer)
         if not banned(found):
             mixes.setdefault(named(found), found)
     names, tried = list(mixes), [costs.believed_runs(runs) for runs in mixes.values()]
     samples = costs.step_seconds(tried, costs.time.draw(random, toggling.draws))
     means = costs.step_seconds(tried, costs.time.mean[None])[0]
-    classes = costs.problem(budget, layers).classes
     home = int(np.argmin(means[:known]))
     prices = np.array([0.0 if name == named(now) else back if at < known else price for at, name in enumerate(names)])
     worth = toggling.worth * left * float(means[home])
 
     def say(at: int, kind: Kind, reason: str, gain: float) -> Toggle:
         return Toggle(
-            runs=tried[at], kind=kind, reason=reason, seconds=float(means[at]), gain=gain, peak=peak(tried[at], classes)
+            runs=tried[at], kind=kind, reason=reason, seconds=float(means[at]), gain=gain, peak=costs.peak(tried[at])
         )
 
     here = names.index(named(now))

@@ -20,6 +20,9 @@ from typing import NamedTuple, Protocol
 
 from planners.plan import PlanError, Segment
 
+MOST_SEGMENTS = 4
+"""Runs of one policy that the layers of a stage may have: each is a loop that has to be compiled."""
+
 ROUNDING = 1e-12
 """Relative difference below which two sums of bytes or seconds count as equal."""
 
@@ -105,7 +108,7 @@ class Problem:
 
     classes: tuple[Layers, ...]
     budget: float
-    most_segments: int = 4
+    most_segments: int = MOST_SEGMENTS
     shortest: int = 2
 
     def __post_init__(self) -> None:
@@ -129,6 +132,34 @@ class Problem:
         """Whether all layers of class `kind` may be one run of `policy`."""
         count = self.classes[kind].count
         return self.least(kind, policy) <= count and count % policy.group == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Around:
+    """What one stage holds besides what the policies of its layers say.
+
+    Attributes:
+        freed: bytes of one layer's gradients, as in Layers.
+        loss: what the loss needs when its turn comes, after all forward passes; None where that is not known.
+        update: bytes while the weights are updated, whatever the layers keep.
+    """
+
+    freed: float = 0.0
+    loss: Policy | None = None
+    update: float = 0.0
+
+    def problem(self, count: int, policies: Sequence[Policy], budget: float) -> Problem:
+        """For `count` equal layers; the loss is a class of its own, behind them."""
+        layers = Layers(count=count, policies=tuple(policies), freed=self.freed)
+        last = () if self.loss is None else (Layers(count=1, policies=(self.loss,)),)
+        return Problem(classes=(layers, *last), budget=budget, most_segments=MOST_SEGMENTS + len(last))
+
+    def moments(self, runs: Sequence["Run"]) -> list[float]:
+        """Bytes while each of these runs of layers goes back, and while the loss is computed."""
+        of_layers = tuple(run for run in runs if run.policy.layer)
+        problem = self.problem(sum(run.layers for run in of_layers), [run.policy for run in of_layers], 0.0)
+        last = () if self.loss is None else (Run(1, self.loss, 1),)
+        return moments((*of_layers, *last), problem.classes)
 
 
 class Run(NamedTuple):

@@ -23,7 +23,7 @@ from planners.prices.assumptions import Assumptions
 from planners.prices.cost import Prices, price
 from planners.prices.device_memory import footprint_of, phase_memory
 from planners.prices.recompute import Keeping, hull, keeping, keepings
-from planners.remat.policy import Layers, Mix, Policy, Problem, Run, moments
+from planners.remat.policy import Around, Mix, Policy, Problem, Run
 from planners.remat.solvers import SOLVERS
 from planners.space.choices import Choices
 from planners.wishes import REMATS as REMAT_NAMES
@@ -39,9 +39,6 @@ MOST_ROWS = 400
 HOST_LINK = 0.8
 """Share of the link to host memory that copies reach."""
 
-
-MOST_SEGMENTS = 4
-"""Segments of the layers that a plan may have: each is a loop that has to be compiled."""
 
 RESERVE = 0.015
 """Share of the budget that solvers leave free, or a tenth of what they can save if that is less. The worst of 72
@@ -59,7 +56,8 @@ class Ends:
     Attributes:
         layers: of one device.
         carry: bytes of one layer's input.
-        sequences: that one device holds at once.
+        sequences: of one device, per microbatch.
+        in_flight: microbatches whose activations one device holds at once; `carry` is that of all of them.
         phases: of both ends, bytes by phase and part; empty for CPUs and pipelines, whose phases are not known.
     """
 
@@ -68,6 +66,7 @@ class Ends:
     layers: int
     carry: float
     sequences: int
+    in_flight: int = 1
     phases: Mapping[str, Phases] = field(default_factory=dict)
 
     @property
@@ -85,23 +84,15 @@ class Ends:
         prediction = self.none if end == "none" else self.full
         return dict(self.phases[end]["backward"] if self.phases else prediction.memory)
 
-    def classes(self, policies: Sequence[Policy]) -> tuple[Layers, ...]:
-        """The layers, and the loss, whose turn comes between their forward and their backward passes."""
-        last = self._loss()
-        layers = Layers(count=self.layers, policies=tuple(policies), freed=self.gradient)
-        return (layers, Layers(count=1, policies=(last,))) if last else (layers,)
-
-    def _loss(self) -> Policy | None:
-        """What the loss needs beside all that the layers have kept."""
+    @property
+    def around(self) -> Around:
+        """What the device holds besides what the layers keep and compute again."""
         if not self.phases:
-            return None
-        rest = sum(self.phases["full"]["loss"].values()) - self.layers * self.carry
-        return Policy(name="loss", save=None, kept=0.0, transient=rest, seconds=0.0, layer=False)
-
-    def runs(self, of_layers: Sequence[Run]) -> tuple[Run, ...]:
-        """The runs of the layers and that of the loss."""
-        last = self._loss()
-        return (*of_layers, Run(1, last, 1)) if last else tuple(of_layers)
+            return Around()
+        full = {phase: sum(parts.values()) for phase, parts in self.phases["full"].items()}
+        rest = full["loss"] - self.layers * self.carry
+        loss = Policy(name="loss", save=None, kept=0.0, transient=rest, seconds=0.0, layer=False)
+        return Around(freed=self.gradient, loss=loss, update=full["update"])
 
     @property
     def turned(self) -> float:
@@ -113,12 +104,11 @@ class Ends:
     def peak(self, runs: Sequence[Run]) -> float:
         """Bytes of these runs of the layers, in this order. Solvers count turned weights for every run; they are
         gone by the time that a first run which keeps everything goes back."""
-        of_layers = [run for run in runs if run.policy.layer]
-        found = moments(self.runs(of_layers), self.classes([run.policy for run in of_layers]))
-        if of_layers[0].policy.save is None:
+        around = self.around
+        found = around.moments(runs)
+        if runs[0].policy.layer and runs[0].policy.save is None:
             found[0] -= self.turned
-        update = sum(self.phases["full"]["update"].values()) if self.phases else 0.0
-        return max(*found, update)
+        return max(*found, around.update)
 
 
 def with_mixes(choices: Choices, workload: Workload, cluster: Cluster, search: Search, a: Assumptions) -> Choices:
@@ -137,6 +127,7 @@ def with_mixes(choices: Choices, workload: Workload, cluster: Cluster, search: S
     given = None if search.remat in REMAT_NAMES else read_segments(search.remat, workload)
     mixes: dict[int, tuple[Segment, ...]] = {}
     priced: dict[int, Prediction] = {}
+    refused: dict[int, PlanError] = {}
     for i in np.argsort(optimistic, kind="stable")[: MOST_ROWS + int((~tight).sum())]:
         if not (tight[i] or given):
             continue
@@ -154,11 +145,22 @@ def with_mixes(choices: Choices, workload: Workload, cluster: Cluster, search: S
         if given:
             mix = blocks.of(given, at.mesh(row), ends)
         else:
-            mix = solver(search.remat)(problem(ends, blocks.policies(at.mesh(row), ends), choices.budget))
+            try:
+                mix = solver(search.remat)(problem(ends, blocks.policies(at.mesh(row), ends), choices.budget))
+            except PlanError as error:  # not by this strategy; another mesh, or another number of microbatches, may do
+                refused[row] = error
+                continue
         mixes[row], priced[row] = mix.segments(), between(ends, mix)
         best = min(best, priced[row].step_seconds)
     made = dataclasses.replace(choices, prices=_replaced(choices.prices, priced), mixes=mixes)
-    return made if not given else made.take(np.array(sorted(mixes)))
+    if given:
+        return made.take(np.array(sorted(mixes)))
+    if not refused:
+        return made
+    left = np.setdiff1d(np.arange(len(at)), list(refused))
+    if not made.fits[left].any():
+        raise next(iter(refused.values()))
+    return made.take(left)
 
 
 def read_segments(path: str, workload: Workload) -> tuple[Segment, ...]:
@@ -187,11 +189,10 @@ def solver(name: str) -> Callable[[Problem], Mix]:
 
 def problem(ends: Ends, policies: Sequence[Policy], budget: float) -> Problem:
     """The layers of a choice, all that its device holds besides counted as in flight."""
-    classes = ends.classes(policies)
     reserve = min(RESERVE * budget, 0.1 * max(ends.none.memory_bytes - ends.full.memory_bytes, 0.0))
     # What only fits without the reserve is better than nothing.
     aim = max(budget - reserve, min(budget, ends.full.memory_bytes))
-    return Problem(classes=classes, budget=aim, most_segments=MOST_SEGMENTS + len(classes) - 1)
+    return ends.around.problem(ends.layers, policies, aim)
 
 
 def between(ends: Ends, mix: Mix) -> Prediction:
@@ -280,7 +281,7 @@ def policy(kept: Keeping, most: float, ends: Ends) -> Policy:
     """A block that keeps these values; `most` are the seconds of keeping none."""
     rest = sum(ends.backward("full").values()) - ends.layers * (ends.carry + ends.gradient)
     floor = min(rest, nothing_again(ends).transient)
-    size = ends.sequences * kept.bytes
+    size = ends.sequences * ends.in_flight * kept.bytes
     return Policy(
         name="+".join(kept.save) or "full",
         save=kept.save,
@@ -301,7 +302,7 @@ def nothing_again(ends: Ends) -> Policy:
 
 def _offloaded(kept: Keeping, found: Sequence[Keeping], ends: Ends, device: Device) -> Policy | None:
     """The same values in host memory instead: copies run beside the layer before and the layer after."""
-    size = ends.sequences * kept.bytes
+    size = ends.sequences * ends.in_flight * kept.bytes
     copy = size / (device.host_bandwidth * HOST_LINK)
     beside = ends.none.seconds.get("compute", 0.0) / ends.layers
     waiting = max(copy - beside / 3.0, 0.0) + max(copy - beside * 2.0 / 3.0, 0.0)
@@ -334,7 +335,8 @@ def ends_of(
         full=full,
         layers=layers,
         carry=carry * flying,
-        sequences=sequences * flying,
+        sequences=sequences,
+        in_flight=flying,
         phases={name: _phases(workload, device, _as(one, name), a) for name in REMATS} if known else {},
     )
 

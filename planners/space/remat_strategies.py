@@ -76,7 +76,8 @@ def remat_strategies(
             found.append(Strategy(name=name, segments="", memory=nan, fits=False, seconds=nan, flops=nan, refused=said))
             continue
         made = between(ends, mix)
-        replicas = plan.batch.microbatch // ends.sequences if ends.sequences else 1
+        # A mix is that of one device: of one replica, and of the layers of one stage.
+        devices = plan.batch.microbatch // ends.sequences * plan.mesh["stage"]
         found.append(
             Strategy(
                 name=name,
@@ -87,7 +88,7 @@ def remat_strategies(
                 kept=sum(run.layers * run.policy.kept for run in mix.runs),
                 peak=made.memory_bytes - made.memory.get("runtime", 0.0),
                 remat=mix.segments(),
-                flops=mix.flops * replicas * plan.batch.accumulation / workload.step_flops(causal=False),
+                flops=mix.flops * devices * plan.batch.accumulation / workload.step_flops(causal=False),
             )
         )
     return found

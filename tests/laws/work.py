@@ -76,7 +76,10 @@ def _prepared(
 ) -> tuple[Any, tuple[Any, Any]]:
     """The jitted loss and gradients as the trainer computes them, and their arguments on the mesh of the plan."""
     execution = Execution(
-        shard=Rules(plan.rules.activations), remat=plan.remat, loss_chunks=plan.compile.loss_chunks, dtype=dtype
+        shard=Rules(plan.rules.activations, rest=plan.rules.parameters),
+        remat=plan.remat,
+        loss_chunks=plan.compile.loss_chunks,
+        dtype=dtype,
     )
     like = jax.eval_shape(lambda: Transformer(config, execution, key=jax.random.key(0)))
     mesh = jax.sharding.get_mesh()

@@ -179,7 +179,7 @@ def make_plan(sizes: dict[str, int], accumulation: int = 1, remat: tuple[Segment
 
 
 def loss_and_gradients(plan: Plan, config: ModelConfig) -> tuple[float, dict[str, np.ndarray]]:
-    execution = Execution(shard=Rules(plan.rules.activations), remat=plan.remat)
+    execution = Execution(shard=Rules(plan.rules.activations, rest=plan.rules.parameters), remat=plan.remat)
     with jax.set_mesh(make_mesh(plan, jax.devices()[: plan.devices])):
         mesh = jax.sharding.get_mesh()
         model = make(config, execution)
@@ -209,7 +209,7 @@ def test_loss_and_gradients_of_a_classifier_equal_one_device(config):
 
 def test_the_trainer_trains_a_classifier_on_eight_devices_without_knowing_it():
     plan, tx, sync = make_plan({"data": 4, "fsdp": 2}), optax.adam(1e-2), Implicit()
-    execution = Execution(shard=Rules(plan.rules.activations))
+    execution = Execution(shard=Rules(plan.rules.activations, rest=plan.rules.parameters))
 
     def fresh() -> Any:
         return init_state(Classifier(ENCODER, execution, classes=CLASSES, key=jax.random.key(0)), tx, sync)

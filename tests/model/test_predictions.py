@@ -22,7 +22,9 @@ BATCH = packed_batch()
 
 def placed(plan: Plan, config, values):
     """A model with these weights on the current mesh, laid out as the plan says."""
-    execution = Execution(shard=Rules(plan.rules.activations), loss_chunks=plan.compile.loss_chunks)
+    execution = Execution(
+        shard=Rules(plan.rules.activations, rest=plan.rules.parameters), loss_chunks=plan.compile.loss_chunks
+    )
     like = jax.eval_shape(lambda: Transformer(config, execution, key=jax.random.key(0)))
     return jax.device_put(from_named(like, values), shardings(like, jax.sharding.get_mesh(), plan.rules.parameters))
 

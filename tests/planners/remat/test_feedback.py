@@ -51,7 +51,7 @@ def train(machine: Machine, budget: float, epochs: int, price: float = 3.0) -> t
     costs = RematCosts(POLICIES, BASE)
     now = dynamic.solve(costs.problem(budget, LAYERS)).runs
     seen, banned, found = [now], set(), []
-    costs.learn_peak(costs.problem(budget, LAYERS), costs.predicted_runs(now), machine.peak(now))
+    costs.learn_peak(costs.predicted_runs(now), machine.peak(now))
     if machine.peak(now) > budget:
         banned.add(named(now))
     for epoch in range(1, epochs + 1):
@@ -63,7 +63,7 @@ def train(machine: Machine, budget: float, epochs: int, price: float = 3.0) -> t
         found.append(toggle)
         mix = toggle.runs
         if named(mix) not in map(named, seen):
-            costs.learn_peak(costs.problem(budget, LAYERS), costs.predicted_runs(mix), machine.peak(mix))
+            costs.learn_peak(costs.predicted_runs(mix), machine.peak(mix))
             if machine.peak(mix) > budget:
                 banned.add(named(mix))
                 continue
@@ -117,7 +117,7 @@ def test_peaks_that_are_higher_than_predicted_are_learned_and_no_mix_above_the_b
     problem = costs.problem(90.0, LAYERS)
     tried = [runs((NONE, 4), (FULL, 8)), runs((SOME, 12)), runs((NONE, 2), (SOME, 5), (FULL, 5)), runs((FULL, 12))]
     for mix in tried:
-        costs.learn_peak(problem, mix, machine.peak(mix))
+        costs.learn_peak(mix, machine.peak(mix))
     fresh = runs((NONE, 6), (SOME, 3), (FULL, 3))
     believed = Mix.of(costs.believed_runs(fresh), problem.classes).peak
     predicted = Mix.of(fresh, problem.classes).peak

@@ -9,11 +9,15 @@ import pytest
 from jaxlm.model.config import preset
 from jaxlm.model.describe import describe
 from planners.explain import gib
+from planners.learning.remat_costs import RematCosts
 from planners.machines.cluster_file import load_cluster
 from planners.plan import Plan, PlanError, Segment, Workload
+from planners.prices.assumptions import Assumptions
 from planners.programs.compiled import Compiled, CompileError
+from planners.remat.dynamic import solve
 from planners.search import plan
-from planners.space.remat_strategies import remat_strategies, strategies_table, verified_strategies
+from planners.space.mixes import Blocks
+from planners.space.remat_strategies import ends_of_plan, remat_strategies, strategies_table, verified_strategies
 from planners.wishes import Search, parse_bytes
 
 CLUSTER = load_cluster("h100x8")
@@ -112,11 +116,33 @@ def test_strategies_are_verified_once_each_and_judged_by_what_the_compiler_says(
     assert all(value == value for each in found.values() for value in each.facts().values()), "no NaN"
 
 
-@pytest.mark.parametrize("name", ["greedy", "lagrangian", "learned"])
+@pytest.mark.parametrize("name", ["greedy", "lagrangian", "learned", "static", "threshold"])
 def test_other_strategies_can_be_asked_for(work: Workload, name: str) -> None:
     made = budgeted(work, 32, remat=name).predicted
     assert made is not None
     assert made.memory_bytes <= 32 * 2**30
+
+
+def test_a_strategy_that_one_mesh_cannot_satisfy_does_not_end_the_search(work: Workload) -> None:
+    made = plan(work, CLUSTER, Search(memory_budget="32GiB", remat="static")).predicted
+    assert made is not None
+    assert made.memory_bytes <= 32 * 2**30
+    with pytest.raises(PlanError, match="GiB"):
+        budgeted(work, 20, remat="static")
+
+
+def test_feedback_counts_memory_as_the_planner_does(work: Workload) -> None:
+    made = budgeted(work, 32)
+    ends = ends_of_plan(made, work, CLUSTER, Assumptions())
+    blocks = Blocks(work, CLUSTER.device, Search(), Assumptions())
+    policies = blocks.policies(made.mesh, ends)
+    costs = RematCosts(policies, ends.none.step_seconds, around=ends.around)
+    for segments in ([Segment(layers=32, save=())], [Segment(layers=20, save=policies[3].save), Segment(layers=12)]):
+        runs = blocks.of(segments, made.mesh, ends).runs
+        known = RematCosts([run.policy for run in runs], ends.none.step_seconds, around=ends.around)
+        assert known.peak(known.predicted_runs(runs)) == pytest.approx(ends.peak(runs), rel=1e-9)
+    solved = solve(costs.problem(32 * 2.0**30, ends.layers))
+    assert ends.peak([run for run in solved.runs if run.policy.layer]) <= 32 * 2**30
 
 
 def test_segments_come_from_a_file(work: Workload, tmp_path: Path) -> None:
