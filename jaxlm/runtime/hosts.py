@@ -15,11 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
-SHORT = 1.0
-"""The same after one has died: long enough for the first cause to be seen to have ended too."""
-
 PATIENCE = 14.0
 """Seconds that the others have to end by themselves after one has failed; `peers.GRACE` is inside of it."""
+
+SHORT = 1.0
+"""The same after one has died: long enough for the first cause to be seen to have ended too."""
 
 _BLAMES = re.compile(r"jaxlm: error: process (\d+) of \d+ (?:died|stopped first|left): (.*)")
 _ABORTS = ("leader task was preempted/died", "coordination service", "CoordinationService")
@@ -86,7 +86,6 @@ class Hosts:
         self._hosts: list[_Host] = []
         self._shown = 0
         self._hung: tuple[int | None, str] | None = None
-        self._asked: int | None = None
 
     def __enter__(self) -> "Hosts":
         for spec in self._commands:
@@ -123,7 +122,6 @@ class Hosts:
 
     def send(self, number: int) -> None:
         """Passes a signal on to every host that runs."""
-        self._asked = number
         for host in self._hosts:
             if host.process.poll() is None:
                 host.process.send_signal(number)

@@ -174,8 +174,12 @@ def launch(job: Launch, say: Say) -> Result:
             if moved and not received:
                 say(f"launch: the hosts have changed; {_named(job.usable(absent.there()), job.hosts)} go on")
                 continue
-            if received or ended.code not in (1,):
-                if ended.code not in (0, 1) and ended.code <= 128:
+            who = "the job" if ended.host is None else f"host {ended.host}"
+            if received or ended.code != 1:
+                if ended.code == 1:
+                    told = signal.Signals(received[0]).name
+                    say(f"jaxlm: error: after {told} {who} of {len(hosts)} failed first: {ended.why}")
+                elif 0 < ended.code <= 128:
                     say(f"jaxlm: error: {ended.why}")
                 return Result(code=ended.code, attempts=attempts, failures=tuple(failures))
             failures.append(ended)
@@ -183,7 +187,6 @@ def launch(job: Launch, say: Say) -> Result:
             in_a_row = 1 if reached > furthest else in_a_row + 1
             furthest = max(furthest, reached)
             strikes = (ended.host, strikes[1] + 1 if ended.host == strikes[0] else 1)
-            who = "the job" if ended.host is None else f"host {ended.host}"
             say(
                 f"jaxlm: error: {who} of {len(hosts)} failed first: {ended.why}\n"
                 f"  all others ended within {ended.seconds:.1f} s; step {reached} was the last one reported; "

@@ -178,7 +178,7 @@ class Monitor:
         step, before, sent_before = self._recorded
         self._recorded = (record["step"], now, sent)
         steps = record["step"] - step
-        if now is not None and before is not None and steps > 0:
+        if now is not None and before is not None and now >= before and steps > 0:  # less: counted anew, see _judge
             record["joules_per_step"] = (now - before) / steps
         if sent is not None and sent_before is not None and steps > 0:
             record["network_bytes_per_step"] = (sent - sent_before) / steps

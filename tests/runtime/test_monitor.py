@@ -174,11 +174,13 @@ def test_what_an_earlier_attempt_left_is_neither_energy_nor_a_host_of_this_one(t
         assert list(monitor.summary()["hosts"]) == ["0"]
         left(501, energy=8.0)  # the last word of a process that is about to end
         wait_for(lambda: monitor.joules() == 0.0)
+        left(502, energy=38.0)
+        wait_for(lambda: monitor.joules() == 30.0)
+        monitor.complete({"step": 1})
         left(1, energy=5000.0, pid=23456)
-        wait_for(lambda: "1" in monitor.summary()["hosts"])
-        seen = monitor.report()["beat"]
-        wait_for(lambda: monitor.report()["beat"] > seen + 2)
-        assert monitor.joules() == 0.0
+        wait_for(lambda: monitor.joules() == 0.0)
+        monitor.complete(record := {"step": 2})
+        assert "joules_per_step" not in record
         left(2, energy=5030.0, pid=23456)
         sensors.reading["energy"] = 110.0
         wait_for(lambda: monitor.joules() == 40.0)
