@@ -201,6 +201,9 @@ def launch(job: Launch, say: Say) -> Result:
             pause = BACKOFF[min(in_a_row, len(BACKOFF)) - 1]
             say(f"launch: retry {in_a_row} of {job.retries} from the last good checkpoint in {pause:g} s")
             _sleep(pause, received)
+            if received:
+                say(f"launch: stopped by {signal.Signals(received[0]).name} before the retry")
+                return Result(code=128 + received[0], attempts=attempts, failures=tuple(failures))
 
 
 def _attempt(job: Launch, hosts: list[int], attempt: int, absent: Absent, received: list[int]) -> tuple[Ended, bool]:

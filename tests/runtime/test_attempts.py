@@ -1,5 +1,6 @@
 """What the launcher says of an end: the cause of a failure, also of one that comes after a signal."""
 
+import os
 import signal
 import sys
 
@@ -24,8 +25,9 @@ time.sleep(60)
 """A host that ends like that at a signal, and may be the one that sends the launcher, its parent, one."""
 
 
-def launched(tmp_path, monkeypatch, *programs: str, **more) -> tuple[Result, list[str]]:
-    """How a launch of hosts that run these programs ended, and what was said."""
+def launched(tmp_path, monkeypatch, *programs: str, signalled: str = "") -> tuple[Result, list[str]]:
+    """How a launch of hosts that run these programs ended, and what was said. `signalled`: where the launcher gets a
+    signal, by its own words."""
 
     def commands(job, hosts, port):
         return [
@@ -35,9 +37,15 @@ def launched(tmp_path, monkeypatch, *programs: str, **more) -> tuple[Result, lis
 
     monkeypatch.setattr(Launch, "commands", commands)
     said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if signalled and signalled in text:
+            os.kill(os.getpid(), signal.SIGTERM)
+
     before = signal.getsignal(signal.SIGTERM)
-    job = Launch(hosts=len(programs), train=(), run_dir=tmp_path / "run", batch=len(programs), **more)
-    result = launch(job, said.append)
+    job = Launch(hosts=len(programs), train=(), run_dir=tmp_path / "run", batch=len(programs))
+    result = launch(job, say)
     assert signal.getsignal(signal.SIGTERM) == before
     return result, said
 
@@ -61,3 +69,9 @@ def test_bad_input_is_named_and_not_retried(tmp_path, monkeypatch):
     result, said = launched(tmp_path, monkeypatch, "print('jaxlm: error: no such key'); raise SystemExit(2)")
     assert (result.code, result.attempts) == (2, 1)
     assert said == ["jaxlm: error: no such key"]
+
+
+def test_a_signal_between_two_attempts_starts_no_other_one(tmp_path, monkeypatch):
+    result, said = launched(tmp_path, monkeypatch, "raise SystemExit(1)", signalled="retry 1 of 3")
+    assert (result.code, result.attempts, len(result.failures)) == (143, 1, 1)
+    assert said[-1] == "launch: stopped by SIGTERM before the retry"
