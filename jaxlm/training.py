@@ -92,6 +92,7 @@ class Training:
     def _run(self, state: TrainState[Any], done: int) -> int:
         run = self.run_config
         loader = Loader(self.corpus.training(run.data), run.train.batch, run.data.sequence, run.data.mode, run.seed)
+        self.monitor.steps_per_epoch = loader.steps_per_epoch
         feed = self.now.feed(loader)
         with self.monitor.phase("compiles"):
             compile_seconds = self.now.compile(feed[done], self.say)

@@ -98,6 +98,8 @@ class Monitor:
         self._old: dict[int, Writing] = {}
         self._joules: dict[int, tuple[Writer, float, float]] = {}
         self._recorded: tuple[int, float | None, int | None] = (0, None, None)
+        self._spent = (0.0, 0)
+        self.steps_per_epoch: float | None = None
 
     def __enter__(self) -> "Monitor":
         if not self.enabled:
@@ -180,12 +182,14 @@ class Monitor:
         steps = record["step"] - step
         if now is not None and before is not None and now >= before and steps > 0:  # less: counted anew, see _judge
             record["joules_per_step"] = (now - before) / steps
+            self._spent = (self._spent[0] + now - before, self._spent[1] + steps)
         if sent is not None and sent_before is not None and steps > 0:
             record["network_bytes_per_step"] = (sent - sent_before) / steps
 
     def summary(self) -> dict[str, Any]:
         """For the end of a run, on process 0: what each host took, energy where it was measured, and how often a
-        monitor itself failed."""
+        monitor itself failed. `joules_per_epoch` is the mean of all measured steps, with the evaluations and
+        checkpoints between them, times the steps of an epoch; it need not have been a whole one."""
         joules = self.joules()
         hosts = {
             str(report["host"]): {
@@ -198,7 +202,11 @@ class Monitor:
             }
             for report in self._reports
         }
-        return {"hosts": hosts, "joules": joules} if self.enabled else {}
+        facts: dict[str, Any] = {"hosts": hosts, "joules": joules}
+        spent, steps = self._spent
+        if steps and self.steps_per_epoch is not None:
+            facts["joules_per_epoch"] = spent / steps * self.steps_per_epoch
+        return facts if self.enabled else {}
 
     def take(self) -> list[dict[str, Any]]:
         """The events since the last call, as JSON; empty on all processes but the first."""

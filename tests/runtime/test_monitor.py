@@ -157,6 +157,21 @@ def test_energy_is_that_of_all_hosts_or_none(tmp_path):
         assert alone.joules() is None
 
 
+def test_energy_of_an_epoch_is_that_of_the_measured_steps_times_its_steps(tmp_path):
+    sensors = Fixed(energy=1000.0)
+    with Monitor(tmp_path, 0, 1, period=0.01, sensors=sensors) as monitor:
+        monitor.accept()
+        wait_for(lambda: monitor.joules() == 0.0)
+        monitor.steps_per_epoch = 12.5
+        monitor.complete({"step": 100})
+        assert "joules_per_epoch" not in monitor.summary()
+        for step, joules in ((110, 20.0), (140, 80.0)):  # 2 J a step each
+            sensors.reading["energy"] = 1000.0 + joules
+            wait_for(lambda joules=joules: monitor.joules() == joules)
+            monitor.complete({"step": step})
+        assert monitor.summary()["joules_per_epoch"] == 25.0
+
+
 def test_what_an_earlier_attempt_left_is_neither_energy_nor_a_host_of_this_one(tmp_path):
     def left(beat: int, energy: float, pid: int = 12345):
         facts = Monitor(tmp_path, 1, 2, sensors=Fixed()).report()
