@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.checkpoints import arrays, manifest
-from jaxlm.checkpoints.errors import CheckpointError
+from jaxlm.checkpoints.errors import CheckpointError, Damaged
 from jaxlm.checkpoints.notary import Notary
 
 _log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Folders:
 
     def __init__(self, directory: Path, keep: Keep, notary: Notary | None = None):
         self._notary = notary
-        self._directory = directory
+        self.directory = directory
         self._keep = keep
         self._damaged: set[Path] = set()
         self._verified: dict[Path, tuple[Any, ...]] = {}
@@ -68,7 +68,7 @@ class Folders:
         those that `good` found damaged."""
         final = {step for step, path in self._entries() if path.name == str(step)}
         if undamaged:
-            final = {step for step in final if self._counts(self._directory / str(step))}
+            final = {step for step in final if self._counts(self.directory / str(step))}
         return sorted(final, reverse=True)
 
     def of(self, step: int) -> list[Path]:
@@ -77,7 +77,7 @@ class Folders:
 
     def writing(self, step: int) -> Path:
         """Where a save of `step` is put together."""
-        return self._directory / f"{step}{_WRITING}"
+        return self.directory / f"{step}{_WRITING}"
 
     def make_room(self, step: int) -> None:
         """An empty folder for a save of `step`; what a save that was cut off left there goes.
@@ -95,10 +95,10 @@ class Folders:
 
     def finish(self, step: int) -> None:
         """Gives a complete save its final name; only then does an older checkpoint of the same step go."""
-        writing, final = self.writing(step), self._directory / str(step)
+        writing, final = self.writing(step), self.directory / str(step)
         _drop(final)
         writing.rename(final)
-        manifest.sync_folder(self._directory)
+        manifest.sync_folder(self.directory)
         self._damaged -= {writing, final}
 
     def discard(self, step: int) -> None:
@@ -122,14 +122,30 @@ class Folders:
                     try:
                         manifest.verify(folder, body)
                     except CheckpointError as error:
-                        raise CheckpointError(f"{error}{_harmed(folder, body)}") from None
+                        raise type(error)(f"{error}{_harmed(folder, body)}") from None
                     self._verified[folder] = manifest.stamp(folder, body)
                 if self._notary is not None and (fault := self._notary.fault(folder, body)) is not None:
                     raise CheckpointError(fault)
                 return folder, body
             except (CheckpointError, OSError) as error:
                 self._damaged.add(folder)
-                faults.append(f"{self._directory.name}/{folder.name}: {error}")
+                faults.append(f"{self.directory.name}/{folder.name}: {error}")
+        return None
+
+    def damaged(self, step: int) -> tuple[Path, dict[str, Any]] | None:
+        """The folder and manifest of the finished checkpoint of `step` if a file of it was read and is not as saved;
+        None where it is good, gone, or the disk would not let it be read, which says nothing of its content."""
+        folder = self.directory / str(step)
+        try:
+            body = manifest.read(folder)
+        except CheckpointError:
+            return None
+        try:
+            manifest.verify(folder, body)
+        except Damaged:
+            return folder, body
+        except CheckpointError:
+            pass
         return None
 
     def manifest(self, step: int) -> dict[str, Any]:
@@ -143,7 +159,7 @@ class Folders:
                 try:
                     return manifest.read(folder)
                 except CheckpointError as error:
-                    raise CheckpointError(f"{self._directory.name}/{folder.name}: {error}") from None
+                    raise CheckpointError(f"{self.directory.name}/{folder.name}: {error}") from None
         raise CheckpointError(self.absent(step))
 
     def prune(self, newest: int) -> None:
@@ -160,21 +176,21 @@ class Folders:
                 elif step < newest and folder == self.writing(step) and not (folder / manifest.NAME).is_file():
                     _log.info("%s was cut off and is older than checkpoint %d: deleted", folder, newest)
                     _drop(folder)
-        for going in self._directory.glob(f"*{_DELETING}"):
+        for going in self.directory.glob(f"*{_DELETING}"):
             shutil.rmtree(going, ignore_errors=True)  # an earlier deletion was cut off
 
     def absent(self, step: int) -> str:
         """The sentence for a step that has no folder."""
         steps = ", ".join(map(str, self.steps())) or "none"
-        return f"{self._directory} has no checkpoint of step {step} (steps there: {steps})"
+        return f"{self.directory} has no checkpoint of step {step} (steps there: {steps})"
 
     def _counts(self, folder: Path) -> bool:
         return (folder / manifest.NAME).is_file() and folder not in self._damaged
 
     def _entries(self) -> list[tuple[int, Path]]:
-        if not self._directory.is_dir():
+        if not self.directory.is_dir():
             return []
-        names = ((_NAME.fullmatch(path.name), path) for path in self._directory.iterdir() if path.is_dir())
+        names = ((_NAME.fullmatch(path.name), path) for path in self.directory.iterdir() if path.is_dir())
         return [(int(name.group(1)), path) for name, path in names if name]
 
 

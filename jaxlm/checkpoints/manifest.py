@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from jaxlm.checkpoints.errors import CheckpointError
+from jaxlm.checkpoints.errors import CheckpointError, Damaged
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -69,7 +69,8 @@ def read(folder: Path) -> dict[str, Any]:
     """The manifest of `folder`; its own digest is checked, the files it names are not.
 
     Raises:
-        CheckpointError: it is missing, damaged or of a newer format; the message says which.
+        CheckpointError: it is missing, damaged, of a newer format, or names files outside `folder`; the message says
+            which.
     """
     try:
         body = json.loads((folder / NAME).read_text(encoding="utf-8"))
@@ -84,8 +85,9 @@ def read(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{NAME} has no digest: damaged")
     if body["digest"] != _own_digest(body):
         raise CheckpointError(f"{NAME} does not match its own digest: damaged")
-    if body["format"] != FORMAT:
-        raise CheckpointError(f"{NAME} has format {body['format']}, this jaxlm reads {FORMAT}: update jaxlm")
+    if body.get("format") != FORMAT:
+        raise CheckpointError(f"{NAME} has format {body.get('format')}, this jaxlm reads {FORMAT}: update jaxlm")
+    _check_form(body)
     return body
 
 
@@ -95,11 +97,15 @@ def verify(folder: Path, body: dict[str, Any]) -> None:
     Sizes come first because they are free; then the SHA-256 of the files, several at a time.
 
     Raises:
-        CheckpointError: the first difference found, with both values.
+        Damaged: the first file of another size or content, with both values.
+        CheckpointError: a file is missing, was added, cannot be read, or is a link to somewhere else.
     """
     files: dict[str, dict[str, Any]] = body["files"]
+    here = Path(os.path.realpath(folder))
     for path, expected in files.items():
         try:
+            if not Path(os.path.realpath(folder / path)).is_relative_to(here):
+                raise CheckpointError(f"{path} leads out of the checkpoint")
             size = (folder / path).stat().st_size
         except FileNotFoundError:
             raise CheckpointError(f"{path} is missing") from None
@@ -107,7 +113,7 @@ def verify(folder: Path, body: dict[str, Any]) -> None:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
         if size != expected["size"]:
             what = "truncated" if size < expected["size"] else "longer than it was"
-            raise CheckpointError(f"{path} is {size} bytes, manifest says {expected['size']}: {what}")
+            raise Damaged(f"{path} is {size} bytes, manifest says {expected['size']}: {what}")
     for path in _state_files(folder):
         if path not in files:
             raise CheckpointError(f"{path} is not in the manifest: it was added after the save")
@@ -115,7 +121,7 @@ def verify(folder: Path, body: dict[str, Any]) -> None:
         for (path, expected), digest in zip(files.items(), _digests(folder, files), strict=True):
             if digest != expected["sha256"]:
                 says = expected["sha256"]
-                raise CheckpointError(f"{path} has SHA-256 {digest[:12]}.., manifest says {says[:12]}..: damaged")
+                raise Damaged(f"{path} has SHA-256 {digest[:12]}.., manifest says {says[:12]}..: damaged")
     except OSError as error:
         raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from error
 
@@ -133,6 +139,25 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _check_form(body: dict[str, Any]) -> None:
+    """Raises CheckpointError unless everything that is read from a manifest is in it, and no file of it lies elsewhere.
+    Whoever can write a manifest can give it a digest, so the digest says nothing of that."""
+    forms: dict[str, type] = {"step": int, "facts": dict, "tensors": dict, "files": dict}
+    for key, form in forms.items():
+        if not isinstance(body.get(key), form):
+            raise CheckpointError(f"{NAME} lacks {key}: damaged")
+    for path, facts in body["files"].items():
+        if not isinstance(facts, dict) or not isinstance(facts.get("size"), int):
+            raise CheckpointError(f"{NAME} lacks the size of {path}: damaged")
+        if not isinstance(facts.get("sha256"), str):
+            raise CheckpointError(f"{NAME} lacks the SHA-256 of {path}: damaged")
+        if any(part in ("", ".", "..") for part in path.split("/")) or "\0" in path:
+            raise CheckpointError(f"{NAME} names {path!r}, which is no path inside a checkpoint")
+    for name, facts in body["tensors"].items():
+        if not isinstance(facts, dict) or not {"shape", "dtype"} <= facts.keys():
+            raise CheckpointError(f"{NAME} lacks shape or dtype of {name}: damaged")
 
 
 def _state_files(folder: Path) -> Iterator[str]:

@@ -173,6 +173,19 @@ class Store:
         """Where the finished checkpoint of `step` lies, if it is there."""
         return self.directory / str(step)
 
+    def good(self, step: int) -> tuple[Path, dict[str, Any]]:
+        """Where the checkpoint of `step` lies and its manifest. On process 0; what was verified before is not read
+        again. Raises CheckpointError where it is not good."""
+        faults: list[str] = []
+        if (found := self._folders.good(step, faults)) is None:
+            raise CheckpointError("\n".join(faults) or self._folders.absent(step))
+        return found
+
+    def damaged(self, step: int) -> tuple[Path, dict[str, Any]] | None:
+        """Where the checkpoint of `step` lies and its manifest if its files could be read and are not as saved; None
+        for any other fault. On process 0; reads every byte."""
+        return self._folders.damaged(step)
+
     def manifest(self, step: int) -> dict[str, Any]:
         """The manifest of `step`, whose files are not looked at. Raises as `names` does."""
         return self._folders.manifest(step)

@@ -293,3 +293,50 @@ def test_a_folder_that_cannot_be_made_is_one_message(tmp_path):
     with pytest.raises(CheckpointError, match="checkpoint 1 was not written"):
         Store(tmp_path / "checkpoints").save(1, state(), {})
     assert Store(tmp_path / "checkpoints").latest() == Found(None, [])
+
+
+def _rewritten(folder: Path, **changed: object) -> None:
+    """The manifest with other fields, None without them, and a digest of its own that fits."""
+    body = json.loads((folder / "manifest.json").read_text()) | changed
+    body = {key: value for key, value in body.items() if value is not None}
+    body["digest"] = manifest._own_digest(body)
+    (folder / "manifest.json").write_text(json.dumps(body))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"step": None},
+        {"files": None},
+        {"tensors": None},
+        {"facts": None},
+        {"files": {"state/x": {"size": 1}}},
+        {"files": {"state/x": 3}},
+        {"tensors": {"w": {}}},
+        {"format": None},
+    ],
+)
+def test_a_manifest_that_lacks_something_is_seen(checkpoints, changed):
+    _rewritten(checkpoints / "40", **changed)
+    store = Store(checkpoints)
+    assert store.latest().step == 20
+    with pytest.raises(CheckpointError, match=r"manifest\.json (lacks|has format)"):
+        store.restore(40, like(state(40)))
+
+
+@pytest.mark.parametrize("name", ["{outside}", "../../outside", "state/../../../outside", "state//x", "./x", "a\0b"])
+def test_a_file_outside_the_checkpoint_is_never_opened(checkpoints, tmp_path, name, monkeypatch):
+    (tmp_path / "outside").write_bytes(b"private")
+    _rewritten(checkpoints / "40", files={name.format(outside=tmp_path / "outside"): {"size": 7, "sha256": "0" * 64}})
+    monkeypatch.setattr(manifest, "_digests", lambda *_: pytest.fail("a file was opened"))
+    with pytest.raises(CheckpointError, match="no path inside a checkpoint"):
+        manifest.verify(checkpoints / "40", manifest.read(checkpoints / "40"))
+
+
+def test_a_link_that_leaves_the_checkpoint_is_never_opened(checkpoints, tmp_path, monkeypatch):
+    path = biggest(checkpoints / "40")
+    path.rename(tmp_path / "outside")
+    path.symlink_to(tmp_path / "outside")
+    monkeypatch.setattr(manifest, "_digests", lambda *_: pytest.fail("a file was opened"))
+    with pytest.raises(CheckpointError, match="leads out of the checkpoint"):
+        manifest.verify(checkpoints / "40", manifest.read(checkpoints / "40"))
