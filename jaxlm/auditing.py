@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlm.checkpoints.errors import CheckpointError
 from jaxlm.checkpoints.processes import first_does
 from jaxlm.checkpoints.store import Found, Store
 from jaxlm.governance import node
@@ -21,7 +20,7 @@ from jaxlm.governance.notary import Notary
 from jaxlm.governance.trail import Trail
 from jaxlm.governance.trust import load_policy, without
 from jaxlm.governance.witnessing import Witnessing
-from jaxlm.reading import parent_of, tensor_root
+from jaxlm.reading import GO_BACK, UNVERIFIED, GoingBack, going_back, left_by_governance, parent_of, tensor_root
 from jaxlm.setup import Setup
 from jaxlm.state import config_digest
 from jaxlm.trainer.loop import Finished
@@ -59,7 +58,7 @@ class Auditing:
         self.trail = self.trail or open_trail(f"log-{process}", identity)
         self.notary: Notary | None = None
         self.forgiven: list[str] = []
-        self._rollback_from: int | None = None
+        self._back: GoingBack | None = None
         self.witnessing: Witnessing | None = None
         if not self.leader:
             return
@@ -90,41 +89,28 @@ class Auditing:
 
         def judge() -> None:
             assert self.notary is not None
-            newest, options = self.notary.judge.commits.newest, self.setup.options
-            if newest is None or (found.step is not None and found.step >= newest):
-                return
-            there = "there is none that is good" if found.step is None else f"the newest good one is {found.step}"
-            damaged = found.step is not None and self._damaged(store, newest)
-            if not (damaged or options.allow_rollback or options.allow_unverified):
-                reasons = "".join(f"\n  {sentence}" for sentence in found.skipped)
-                raise CheckpointError(
-                    f"the audit log knows a checkpoint of step {newest}, and {there}:{reasons or ' it was removed'}\n"
-                    "Going on from an older one loses what came after it, and hides that somebody went back. Restore "
-                    f"checkpoint {newest} from a backup, or say --allow-rollback, which is logged"
-                )
-            self.say(f"WARNING: going back from step {newest}, which the log knows: {there}")
-            self._rollback_from = newest
+            options = self.setup.options
+            allowed = options.allow_rollback or options.allow_unverified
+            self._back = going_back(self.notary.judge, found, store.damaged, allowed, GO_BACK)
+            if self._back is not None:
+                self.say(f"WARNING: {self._back}")
 
         first_does(judge)
 
-    def _damaged(self, store: Store, step: int) -> bool:
-        """Whether the checkpoint that was signed lies there, so that only its content can be what is wrong with it."""
-        assert self.notary is not None
-        try:
-            body = store.manifest(step)
-        except CheckpointError:
-            return False
-        return self.notary.genuine(store.folder(step), body)
-
     def restored(self, store: Store, step: int) -> None:
-        """A run goes on from `step`."""
-        if self.leader:
-            assert self.notary is not None
-            body = store.manifest(step)
-            entry: dict[str, Any] = {"step": step, "manifest": body["digest"], "tensor_root": tensor_root(body)}
-            entry |= {} if self._rollback_from is None else {"rollback_from": self._rollback_from}
-            entry |= {"unverified": self.forgiven} if self.forgiven else {}
-            self.notary.restored(entry)
+        """A run goes on from `step`, 0 where it begins."""
+        if not self.leader or (step == 0 and self._back is None):
+            return
+        assert self.notary is not None
+        entry: dict[str, Any] = {"step": step, "manifest": None, "tensor_root": None}
+        if step:
+            folder, body = store.good(step)
+            self.notary.catch_up(folder, body)
+            entry |= {"manifest": body["digest"], "tensor_root": tensor_root(body)}
+        if self._back is not None:
+            entry |= {"rollback_from": self._back.newest, "automatic": self._back.automatic, "why": self._back.why}
+        entry |= {"unverified": self.forgiven} if self.forgiven else {}
+        self.notary.restored(entry)
 
     def started(self, corpus_digest: str, step: int, tensors: Sequence[str]) -> None:
         """Everything that defines the run, once all of it is known; `tensors` names the columns of `train.layer`."""
@@ -229,7 +215,11 @@ class Unaudited:
 
 def auditing(setup: Setup, say: Say) -> "Auditing | Unaudited":
     """The trail of this process, as the configuration says."""
-    return Auditing(setup, say) if setup.run.governance.enabled else Unaudited()
+    if setup.run.governance.enabled:
+        return Auditing(setup, say)
+    if (left := left_by_governance(setup.folder, setup.run)) is not None:
+        say(f"WARNING: {UNVERIFIED.format(left)}")
+    return Unaudited()
 
 
 def _short(row: np.ndarray) -> list[float]:

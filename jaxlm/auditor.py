@@ -1,6 +1,5 @@
 """Verifies the audit trail of a whole run, or of one proof, as a stranger would: offline, with public keys."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +15,9 @@ from jaxlm.governance.errors import GovernanceError, Rejected
 from jaxlm.governance.evidence import Proof
 from jaxlm.governance.heads import Head
 from jaxlm.governance.inference import Records, reveal
-from jaxlm.governance.keys import Keys, load_public, public_pem
+from jaxlm.governance.keys import Keys, load_public
 from jaxlm.governance.log import reader
-from jaxlm.governance.notary import Commits, Judge
+from jaxlm.governance.notary import Commits, Judge, signer
 from jaxlm.governance.notes import Note
 from jaxlm.governance.trail import Trail
 from jaxlm.governance.trust import UNKNOWN, Trust
@@ -181,7 +180,9 @@ def _trusted(report: Report, folder: Folder, name: str, log: Known, trust: Trust
         report.alerts.append(f"{name}: witnesses saw {seen.size:,} of {log.head.size:,} entries")
     report.alerts += [f"{name}: {alert}" for alert in log.alerts]
     for entry in log.entries:
-        if entry.kind == "ckpt.restore" and (entry.body.get("unverified") or entry.body.get("rollback_from")):
+        if entry.kind == "ckpt.restore" and (
+            entry.body.get("unverified") or entry.body.get("rollback_from") is not None
+        ):
             report.alerts.append(f"{name}: entry {entry.index}: {canonical.dump(entry.body).decode()}")
 
 
@@ -204,15 +205,13 @@ def _own_witnesses(known: dict[str, Known]) -> set[bytes]:
 
 def _checkpoints(report: Report, folder: Folder, directory: Path, log: Known) -> None:
     commits = Commits.of(log.entries)
-    starts = [e for e in log.entries if e.kind == "run.start"]
     try:
-        pem = (folder.audit / "signer.pem").read_bytes()
-        key = load_public(pem)
-    except (OSError, Rejected) as error:
-        report.faults.append(f"signer.pem: {error}")
+        key = signer(folder.audit, log.entries)
+    except Rejected as error:
+        report.faults.append(str(error))
         return
-    if not starts or hashlib.sha256(public_pem(key)).hexdigest() != starts[-1].body["signer"]:
-        report.faults.append("signer.pem is not the key that the log names as that of the checkpoints")
+    if not any(entry.kind == "run.start" for entry in log.entries):
+        report.faults.append("the log names no key of the checkpoints: it has no run.start")
         return
     judge, there = Judge(log.run, key, commits), []
     steps = sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit()) if directory.is_dir() else []

@@ -10,13 +10,14 @@ import jax
 from jaxlm.checkpoints import layout
 from jaxlm.checkpoints.errors import CheckpointError
 from jaxlm.checkpoints.folders import Folders, Keep
+from jaxlm.checkpoints.store import Found
 from jaxlm.config import Parent, Run, build, with_preset
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.decode import ConfigError, Raw, dotted, encode, override, read
 from jaxlm.folder import Folder, open_run
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.transformer import Execution, Transformer
-from jaxlm.reading import reader
+from jaxlm.reading import newest_to_read, reader
 from jaxlm.session import Session
 from jaxlm.trainer.state import TrainState
 from jaxlm.tree import named_leaves
@@ -125,12 +126,22 @@ def _check_tokenizer(raw: Raw, tokenizer: Tokenizer, folder: Folder) -> None:
 
 
 def _manifest(folder: Folder, run: Run, step: int | None) -> dict[str, Any]:
-    """The manifest of a checkpoint, by default the newest complete one; its bytes are verified when it is read."""
+    """The manifest of a checkpoint, by default of the newest good one; without an audit trail of the newest complete
+    one, whose bytes are verified when it is read."""
     folders = Folders(run.checkpoint.build(folder.checkpoints).directory, Keep())
     if step is not None:
         return folders.manifest(step)
-    faults = []
-    for newest in folders.steps():
+    faults: list[str] = []
+    judge = reader(folder, run)
+    if judge is not None:  # which one it is must not be the choice of whoever can write there
+        folders = Folders(folders.directory, Keep(), judge)
+        newest = next((step for step in folders.steps() if folders.good(step, faults) is not None), None)
+        found = Found(newest, [f"{fault}; skipped" for fault in faults])
+        newest = newest_to_read(judge, found, folders.damaged, remedy="say --from RUN@STEP")
+        steps = [] if newest is None else [newest]
+    else:
+        steps = folders.steps()
+    for newest in steps:
         try:
             return folders.manifest(newest)
         except CheckpointError as error:

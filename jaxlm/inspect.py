@@ -27,7 +27,7 @@ from jaxlm.ledger import constants, memory_for, memory_path
 from jaxlm.model.generate import plain
 from jaxlm.model.latency import latency
 from jaxlm.model.transformer import Transformer
-from jaxlm.reading import accessed, inferred, reader
+from jaxlm.reading import accessed, inferred, newest_to_read, reader
 from jaxlm.runtime.aot import CHIPS, chip_name
 from jaxlm.runtime.distributed import Job, start
 from jaxlm.session import (
@@ -173,10 +173,12 @@ def open_trained(path: Path, step: int | None, command: str = "read", *, allow_u
     judge = reader(folder, run, allow_unverified=allow_unverified)
     store = run.checkpoint.build(folder.checkpoints, judge)
     if step is None:
-        found = store.latest()
-        if found.step is None:
+        found, remedy = store.latest(), "say --step, or --allow-unverified"
+        if found.step is None and found.skipped:
             raise CheckpointError("\n".join([f"{path} has no usable checkpoint yet", *found.skipped]))
-        step = found.step
+        step = newest_to_read(judge, found, store.damaged, remedy=remedy, allow_unverified=allow_unverified)
+        if step is None:
+            raise CheckpointError(f"{path} has no usable checkpoint yet")
     store.fetch(step)
     accessed(folder, command, step=step)
     tokenizer = Tokenizer.load(folder.tokenizer)

@@ -104,8 +104,7 @@ def _train(setup: Setup, stop: StopSignal, say: Say, monitor: Monitor) -> int:
         state, done = first_state(session, store, corpus, folder, say, lambda found: audit.check(found, store))
         monitor.accept()
         audit.started(corpus.digest, done, list(named_leaves(session.abstract.model)))
-        if done:
-            audit.restored(store, done)
+        audit.restored(store, done)
         if (travel := describe(session.sync)) is not None:
             say(travel)
         if leader:

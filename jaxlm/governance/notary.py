@@ -9,11 +9,13 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from jaxlm.governance import model_signature, tensors
+from jaxlm.governance.disk import Disk
 from jaxlm.governance.entries import Entry
 from jaxlm.governance.errors import Rejected
+from jaxlm.governance.keys import load_public, public_pem
 from jaxlm.governance.trail import Trail
 
-MANIFEST = "manifest.json"
+MANIFEST, SIGNER = "manifest.json", "signer.pem"
 
 
 @dataclass
@@ -37,18 +39,18 @@ class Commits:
             if entry.kind == "ckpt.commit":
                 found.add(entry.body["step"], entry.body["payload"])
             elif entry.kind == "ckpt.restore" and entry.body.get("rollback_from") is not None:
-                found.back_to(entry.body["step"])
+                found.back_to(entry.body["step"] if entry.body["manifest"] is not None else None)
         return found
 
     def add(self, step: int, payload: str) -> None:
         self.payloads[step], self.newest = payload, step
         self.abandoned.discard(step)
 
-    def back_to(self, step: int) -> None:
-        """The run goes on from an older step, which somebody chose and the log says: what came after it is no part of
-        the run any more, however well it is signed."""
+    def back_to(self, step: int | None) -> None:
+        """The run goes on from an older step, None for its beginning, which somebody chose and the log says: what came
+        after it is no part of the run any more, however well it is signed."""
         self.newest = step
-        self.abandoned |= {other for other in self.payloads if other > step}
+        self.abandoned |= {other for other in self.payloads if step is None or other > step}
 
 
 @dataclass
@@ -60,12 +62,15 @@ class Judge:
         key: signs its checkpoints.
         commits: what its log says.
         forgive: is told the fault of a checkpoint that is restored all the same; None forgives nothing.
+        logged: also refuse what is newer than the log. Only the run itself can know that it was stopped between
+            signing a checkpoint and logging it.
     """
 
     run: str
     key: EllipticCurvePublicKey
     commits: Commits
     forgive: Callable[[str], None] | None = None
+    logged: bool = False
 
     def fault(self, folder: Path, body: dict[str, Any]) -> str | None:
         """Why the checkpoint in `folder` with the manifest `body` must not be restored. Its files are not read again:
@@ -98,11 +103,38 @@ class Judge:
         if step in self.commits.abandoned:
             raise Rejected(f"signed, but the run went back from step {step} and has not saved it again")
         logged = self.commits.payloads.get(step)
-        if logged is None and self.commits.newest is not None and step <= self.commits.newest:
+        newest = self.commits.newest
+        if logged is None and (self.logged or (newest is not None and step <= newest)):
             raise Rejected(f"signed, but the log does not know a checkpoint of step {step}")
         if logged is not None and logged != said.payload:
             raise Rejected(f"signed, but not the checkpoint of step {step} that the log knows: an older one came back")
         return said
+
+    def genuine(self, folder: Path, body: dict[str, Any]) -> bool:
+        """Whether a checkpoint with the manifest `body` is the one that was signed and logged; its files may be
+        damaged."""
+        try:
+            self.check(folder, body)
+        except (Rejected, OSError):
+            return False
+        return True
+
+
+def signer(audit: Path, entries: Iterable[Entry]) -> EllipticCurvePublicKey:
+    """The public key of a run's checkpoints, which lies in its audit folder, if it is the one that the log names; a log
+    in which nothing has started knows no checkpoints either.
+
+    Raises:
+        Rejected: it is missing, no key, or another one.
+    """
+    try:
+        key = load_public(Disk().read(audit / SIGNER))
+    except (OSError, Rejected) as error:
+        raise Rejected(f"{SIGNER}: {getattr(error, 'strerror', None) or error}") from None
+    starts = [entry for entry in entries if entry.kind == "run.start"]
+    if starts and hashlib.sha256(public_pem(key)).hexdigest() != starts[-1].body["signer"]:
+        raise Rejected(f"{SIGNER} is not the key that the log names as that of the checkpoints")
+    return key
 
 
 class Notary:
@@ -142,22 +174,27 @@ class Notary:
         self.judge.commits.add(step, payload)
 
     def restored(self, entry: dict[str, Any]) -> None:
-        """Logs that the run goes on from a step, with a `rollback_from` where it goes back."""
+        """Logs that the run goes on from a step, with a `rollback_from` where it goes back; without a manifest, from
+        its beginning."""
         self.trail.commit("ckpt.restore", entry)
         if entry.get("rollback_from") is not None:
-            self.judge.commits.back_to(entry["step"])
+            self.judge.commits.back_to(entry["step"] if entry["manifest"] is not None else None)
+
+    def catch_up(self, folder: Path, body: dict[str, Any]) -> None:
+        """Logs a checkpoint that is signed and newer than the log: the run was stopped after it got its name. What is
+        not signed, and restored all the same, is not logged as if it were."""
+        step = body["step"]
+        if step in self.judge.commits.payloads:
+            return
+        try:
+            payload = self.judge.check(folder, body).payload
+        except Rejected:
+            return
+        self.trail.commit("ckpt.commit", {**commit_body(body, payload), "late": True})
+        self.judge.commits.add(step, payload)
 
     def fault(self, folder: Path, body: dict[str, Any]) -> str | None:
         return self.judge.fault(folder, body)
-
-    def genuine(self, folder: Path, body: dict[str, Any]) -> bool:
-        """Whether a checkpoint with the manifest `body` is the one that was signed and logged; its files may be
-        damaged."""
-        try:
-            self.judge.check(folder, body)
-        except (Rejected, OSError):
-            return False
-        return True
 
 
 def commit_body(body: dict[str, Any], payload: str) -> dict[str, Any]:
