@@ -209,3 +209,30 @@ def test_a_witness_with_the_keys_of_the_log_is_refused(home: Path, capsys: pytes
     jaxlm("audit", "witness", "--port", "0", "--node", home / "node.vkey", code=2)
     assert "this witness would be the log itself" in capsys.readouterr().err
     jaxlm("audit", "witness", "--port", "0", code=2)
+
+
+def test_governance_that_was_switched_off_is_said_once_and_loudly(
+    run: Path, home: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ("--train.steps", "6", "--checkpoint.every_steps", "2", "--governance.enabled", "false")
+    train(home / "tiny.yaml", run, *arguments)
+    said = f"WARNING: governance.enabled is false, and {run}/audit is there: nothing of this run is verified\n"
+    assert capsys.readouterr().out.count(said) == 1
+    shutil.rmtree(run / "audit")
+    jaxlm("generate", run, "--tokens", "2", "--json")
+    assert capsys.readouterr().err.count("model.sig is there: nothing of this run is verified\n") == 1
+
+
+def test_a_reader_says_what_it_skips_and_takes_nothing_for_one_that_is_gone(
+    run: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = max((p for p in (run / "checkpoints/6/state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    path.write_bytes(b"")
+    jaxlm("generate", run, "--tokens", "2", "--json")
+    said = capsys.readouterr().err
+    assert "skipped: checkpoints/6: " in said
+    assert "WARNING: going back from step 6, which the log knows: the newest good one is 4" in said
+    shutil.rmtree(run / "checkpoints/6")
+    jaxlm("generate", run, "--tokens", "2", "--json", code=2)
+    assert "knows a checkpoint of step 6, and the newest good one is 4" in capsys.readouterr().err
+    jaxlm("generate", run, "--tokens", "2", "--json", "--step", "4")
