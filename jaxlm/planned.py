@@ -37,6 +37,22 @@ def calibrated_plan(run: Run, workload: Workload, cluster: Cluster) -> Plan:
     return dataclasses.replace(plan, assumptions={"calibration": learnt, **plan.assumptions})
 
 
+def beside(plan: Plan, cluster: Cluster, extra: int, fraction: float) -> str:
+    """What an exchange of gradients keeps on each device, which the plan's prediction knows nothing of: `extra` bytes;
+    a warning where both do not fit into the share of a device's memory that a plan may use."""
+    said = f"the exchange of gradients keeps {extra:,} bytes per device (by count; in no plan's prediction)"
+    if plan.predicted is None:
+        return said
+    memory, most = plan.predicted.memory_bytes, fraction * cluster.device.memory
+    if memory + extra <= most:
+        return said
+    return (
+        f"warning: {said}; with the {memory / 2**30:.2f} GiB that are predicted that is more than the "
+        f"{most / 2**30:.2f} GiB a plan may use, and training may run out of memory: take another scheme, smaller "
+        "microbatches or more fsdp"
+    )
+
+
 def predicted(plan: Plan, cluster: Cluster) -> str:
     """What the cost model expects, in one line, and where the rest is written."""
     if plan.predicted is None:

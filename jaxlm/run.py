@@ -15,7 +15,7 @@ from jaxlm.files import DiskFull, room, user_cache, write_whole
 from jaxlm.finetune import check_parent
 from jaxlm.folder import Folder, write_json
 from jaxlm.model.attention import say_kernel
-from jaxlm.planned import choose_plan, predicted
+from jaxlm.planned import beside, choose_plan, predicted
 from jaxlm.running import running
 from jaxlm.runtime.distributed import start
 from jaxlm.runtime.lock import run_lock
@@ -24,7 +24,7 @@ from jaxlm.runtime.peers import Peers
 from jaxlm.session import Session, described_machine, expected_vocab, local_machine, numerics, resolve, workload_of
 from jaxlm.setup import Options, Setup, resume_command
 from jaxlm.state import first_state
-from jaxlm.syncing import asked, describe
+from jaxlm.syncing import asked, describe, held_bytes
 from jaxlm.trainer.loop import Outcome
 from jaxlm.trainer.stop import StopSignal
 from jaxlm.trainer.tracking import require_tracking
@@ -101,6 +101,8 @@ def _train(setup: Setup, stop: StopSignal, say: Say, monitor: Monitor) -> int:
         auditing(setup, say) as audit,
         run.checkpoint.build(folder.checkpoints, audit.notary) as store,
     ):
+        if extra := held_bytes(session.sync, session.abstract.sync):
+            say(beside(setup.plan, setup.cluster, extra, run.plan.fraction(setup.cluster.device.memory)))
         state, done = first_state(session, store, corpus, folder, say, lambda found: audit.check(found, store))
         monitor.accept()
         audit.started(corpus.digest, done, list(named_leaves(session.abstract.model)))

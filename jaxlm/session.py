@@ -128,7 +128,7 @@ def _capability() -> tuple[int, int] | None:
 
 
 def workload_of(run: Run, model: ModelConfig, how: Numerics) -> Workload:
-    return describe(
+    work = describe(
         model,
         run.optim.build(run.train.steps),
         batch=run.train.batch,
@@ -137,6 +137,7 @@ def workload_of(run: Run, model: ModelConfig, how: Numerics) -> Workload:
         dtype=how.dtype,
         packed=run.data.mode == "pack",
     )
+    return dataclasses.replace(work, trained_by=run.optim.kind)
 
 
 FREEZE = "opt/adam/freeze"

@@ -108,6 +108,14 @@ def describe(sync: GradSync | LocalSteps) -> str | None:
     )
 
 
+def held_bytes(sync: GradSync | LocalSteps, state: Any) -> int:
+    """Bytes that a sync's state (shapes with shardings) takes of each device beside one model and one optimizer state,
+    which the planner counts."""
+    counted = isinstance(sync, LocalSteps)  # its optimizer's state is the only one there is
+    leaves = jax.tree.leaves({name: x for name, x in state.items() if name != "opt"} if counted else state)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
 def places(sync: GradSync | LocalSteps, model: Any) -> Any:
     """The sharding of each tensor of a sync's state; `model` holds arrays or shapes."""
     if isinstance(sync, LocalSteps):

@@ -1,4 +1,4 @@
-"""Tier II: how gradients travel over one mesh axis. Chooses the scheme, the size of its buckets and its frequency.
+"""Tier II: how gradients travel over one mesh axis. Chooses the scheme and the size of its buckets.
 
 A rung costs what its codec costs, and its collectives, each read off its own measurements (one bandwidth per link is
 37 % wrong: on one link a library reaches twice the rate in one collective than in another). What compute hides is free,
@@ -39,6 +39,7 @@ class Rung:
         lost: squared error of one exchange over the squared norm, of normal random numbers, by two workers.
         passes: times that encoding and decoding read or write the float32 gradient, where nothing was measured.
         most: most workers.
+        optimizers: the kinds that bear it; empty for any.
     """
 
     scheme: Scheme
@@ -47,6 +48,7 @@ class Rung:
     lost: float
     passes: float
     most: int = 1 << 30
+    optimizers: tuple[str, ...] = ()
 
 
 RUNGS: tuple[Rung, ...] = (
@@ -55,9 +57,11 @@ RUNGS: tuple[Rung, ...] = (
     Rung(scheme="int8", budget="8-bit", bits=8 + 16 / BLOCK, lost=1e-4, passes=8.0),
     Rung(scheme="int8_shared", budget="8-bit", bits=8 + 16 / BLOCK, lost=2.3e-4, passes=5.0, most=2),
     Rung(scheme="int4", budget="feedback", bits=4 + 16 / BLOCK, lost=0.033, passes=10.0),
-    Rung(scheme="sign", budget="feedback", bits=1 + 16 / BLOCK, lost=0.68, passes=10.0),
-    Rung(scheme="topk", budget="feedback", bits=32 * 10 / TOP_BLOCK, lost=0.92, passes=20.0, most=8),
-)
+    Rung(scheme="sign", budget="feedback", bits=1 + 16 / BLOCK, lost=0.68, passes=10.0,
+         optimizers=("adamw",)),
+    Rung(scheme="topk", budget="feedback", bits=32 * 10 / TOP_BLOCK, lost=0.92, passes=20.0, most=8,
+         optimizers=("adamw",)),
+)  # fmt: skip
 """Losses are the squares of the relative errors that `experiments.benchmarks.compression` measures."""
 
 
@@ -72,8 +76,10 @@ class Axis:
         elements: float32 gradient values of one device's shard.
         device: whose memory the codec works in.
         hidden: seconds of exchange that compute hides, of the exact sum, which the compiler can overlap; the exchange
-            of codes waits for the whole gradient.
-        codec: measured seconds per value of encoding and decoding, by scheme.
+            of codes waits for the whole gradient. 0 in every plan so far: nothing measures it for a run yet.
+        codec: measured seconds per value of encoding and decoding, by scheme. Empty in every plan so far: `passes` over
+            memory stand for it.
+        optimizer: the kind of the optimizer that takes what arrives.
     """
 
     name: str
@@ -83,6 +89,7 @@ class Axis:
     device: Device
     hidden: float = 0.0
     codec: Mapping[str, float] = field(default_factory=dict)
+    optimizer: str = "adamw"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +137,12 @@ def price(rung: Rung, axis: Axis, bucket: int | None = None) -> Priced:
 
 
 def allowed(axis: Axis, budget: Budget) -> tuple[Rung, ...]:
-    """The rungs within a budget that so many workers can use."""
+    """The rungs within a budget that so many workers can use, and the optimizer bears."""
     if budget not in BUDGETS:
         raise PlanError(f"communication: budget {budget!r} is unknown{suggest(budget, BUDGETS)}: {', '.join(BUDGETS)}")
     within = BUDGETS.index(budget)
-    return tuple(r for r in RUNGS if BUDGETS.index(r.budget) <= within and axis.workers <= r.most)
+    bears = lambda rung: not rung.optimizers or axis.optimizer in rung.optimizers
+    return tuple(r for r in RUNGS if BUDGETS.index(r.budget) <= within and axis.workers <= r.most and bears(r))
 
 
 def ranked(axis: Axis, budget: Budget) -> list[Priced]:
@@ -157,7 +165,7 @@ def _bucketed(rung: Rung, axis: Axis) -> Priced:
 
 def choose(axis: Axis, budget: Budget, *, now: Scheme | None = None) -> Priced:
     """The way to travel within a budget. With `now`, what is in use stays unless another is faster by 5 % (hysteresis:
-    a change is a new program)."""
+    a change is a new program); no run asks with `now` yet, a plan keeps the scheme it was made with."""
     order = ranked(axis, budget)
     current = [each for each in order if each.rung.scheme == now]
     if current and order[0].seconds >= current[0].seconds * (1 - WORTH):
@@ -173,6 +181,7 @@ def axis_of(
     *,
     hidden: float = 0.0,
     codec: Mapping[str, float] | None = None,
+    optimizer: str = "adamw",
 ) -> Axis:
     """The axis of a mesh over which each device's shard of so many parameters travels."""
     rings = [(int(np.asarray(ranks).max()), link) for ranks, link in group(cluster, mesh, name).rings]
@@ -181,7 +190,7 @@ def axis_of(
     replicas = math.prod(mesh.get(other, 1) for other in ("zone", "data") if other != name)
     shard = -(-parameters // (split * replicas))
     return Axis(name=name, workers=mesh[name], link=crossed[-1], elements=shard, device=cluster.device, hidden=hidden,
-                codec=codec or {})  # fmt: skip
+                codec=codec or {}, optimizer=optimizer)  # fmt: skip
 
 
 def communication(priced: Priced, axis: Axis) -> Communication:
@@ -209,7 +218,7 @@ def travelling(
         if plan.mesh[name] == 1:
             why[f"communication {name}"] = "auto: one worker, nothing travels"
             continue
-        axis = axis_of(cluster, plan.mesh, name, workload.parameter_count)
+        axis = axis_of(cluster, plan.mesh, name, workload.parameter_count, optimizer=workload.trained_by)
         order = ranked(axis, wish.budget)
         said.append(communication(order[0], axis))
         listed = ", ".join(f"{each.rung.scheme} {each.seconds:.3g} s" for each in order)
@@ -220,6 +229,8 @@ def travelling(
 
 def frequency(axis: Axis, compute: float, share: float = 0.1, *, most: int = 500) -> int:
     """Local steps between exchanges of float32 differences for which the exchange takes at most `share` of the time.
+
+    A calculation to be called by hand: no plan sets `every` by it.
 
     Raises PlanError where even `most` of them do not suffice.
     """
@@ -237,7 +248,8 @@ def allocate(energy: Sequence[float], seconds: np.ndarray, lost: Sequence[float]
     """Eq. 7 with its norm as importance: a rung for each bucket, the least sum of seconds whose lost energy is at most
     `epsilon` of all energy.
 
-    A dynamic program over what is lost, in 1/2,000 of the budget, rounded up, so the budget always holds.
+    A calculation to be called by hand: a run sends all buckets of an axis by one scheme. A dynamic program
+    over what is lost, in 1/2,000 of the budget, rounded up, so the budget always holds.
 
     Args:
         energy: squared gradient norm of each bucket.

@@ -108,6 +108,7 @@ class Workload:
     `operations` are the forward pass of one block in the order in which it runs, and `values` all that they compute,
     for one sequence; `activations` are those of them that the backward pass reads. A name that starts with `residual_`
     is no name in the program: such a value cannot be saved by name. Empty where the block is unknown.
+    `trained_by` is the optimizer's kind.
     """
 
     name: str
@@ -128,6 +129,7 @@ class Workload:
     scratch: tuple[Tensor, ...] = ()
     operations: tuple[Operation, ...] = ()
     values: tuple[Tensor, ...] = ()
+    trained_by: str = "adamw"
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.sequence < 1 or self.layers < 1:

@@ -11,9 +11,12 @@ import pytest
 
 from jaxlm import syncing
 from jaxlm.collectives.adopt import adopted
+from jaxlm.planned import beside
 from jaxlm.trainer.loop import Finished
 from jaxlm.tree import named_leaves
 from jaxlm.watching import Fallback
+from planners.findings import Prediction
+from planners.machines.presets import local_cluster
 from planners.plan import PlanError
 from tests.collectives.test_local import Apart
 from tests.collectives.test_safety import made, named
@@ -162,3 +165,20 @@ def test_local_steps_say_that_they_forget_and_refuse_to_owe_what_is_not_there():
     with pytest.raises(PlanError, match="holds no sync/error/w: its exchanges lost too little to remember") as refused:
         resumed(few.local, model, saved)
     assert "began without local steps" not in str(refused.value)
+
+
+@pytest.mark.parametrize("local", [1, 2])
+def test_the_bytes_of_an_exchange_are_those_that_a_device_holds_and_too_many_are_warned_of(local):
+    run, device = Toy(made("topk"), 2, local, decay=0.9), jax.devices()[0]
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), run.state.sync)
+    held = sum(
+        s.data.nbytes for x in jax.tree.leaves(run.state.sync) for s in x.addressable_shards if s.device == device
+    )
+    extra = syncing.held_bytes(run.sync, like)
+    assert extra == held > 4 * WIDTH * WIDTH // local
+    cluster = local_cluster("cpu", 4, 1000 * extra, 1, 1)
+    plan = dataclasses.replace(
+        run.plan, predicted=Prediction(seconds={"compute": 1.0}, memory={"weights": 499.0 * extra})
+    )
+    assert beside(plan, cluster, extra, 0.5).startswith(f"the exchange of gradients keeps {extra:,} bytes per device")
+    assert beside(plan, cluster, extra, 0.499).startswith("warning: the exchange of gradients keeps")

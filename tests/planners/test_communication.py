@@ -1,5 +1,6 @@
 """The scheduler of gradient exchanges: figures by hand, `none` on fast links, and budgets that always hold."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -16,11 +17,15 @@ from planners.communication import (
     frequency,
     price,
     ranked,
+    travelling,
 )
 from planners.machines.link_table import Timing
 from planners.machines.presets import nodes
 from planners.machines.topology import Device, Link
 from planners.plan import MESH_AXES, PlanError
+from planners.search import plan
+from planners.wishes import Search, Travel
+from tests.planners import workloads
 
 DEVICE = Device(kind="cpu", memory=2**34, bandwidth=1e10)
 BY = {rung.scheme: rung for rung in RUNGS}
@@ -74,6 +79,19 @@ def test_a_shared_scale_is_for_two_and_sparse_codes_for_few():
     assert "topk" not in [rung.scheme for rung in allowed(axis(12.5e6, workers=16), "feedback")]
     with pytest.raises(PlanError, match="did you mean '8-bit'"):
         allowed(axis(1.0), "8bit")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(("optimizer", "scheme"), [("adamw", "topk"), ("lion", "int4"), ("sgd", "int4")])
+def test_only_what_the_optimizer_bears_is_chosen(optimizer, scheme):
+    assert choose(axis(12.5e6, optimizer=optimizer), "feedback").rung.scheme == scheme
+    work = dataclasses.replace(workloads.nano(16), trained_by=optimizer)
+    mesh = dict.fromkeys(MESH_AXES, 1) | {"zone": 2, "data": 2, "fsdp": 4}
+    made = plan(work, nodes("H100", 16), Search(mesh=mesh))
+    wish = {"zone": Travel(scheme="auto", budget="feedback")}
+    said, why = travelling(made, wish, work, nodes("H100", 16))
+    listed = why["communication zone"]
+    assert ("topk" in listed) == (optimizer == "adamw"), listed
+    assert all(each.scheme != "topk" for each in said) or optimizer == "adamw"
 
 
 def test_small_buckets_pay_latency():
