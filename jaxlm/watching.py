@@ -15,8 +15,14 @@ from jaxlm.trainer.loop import Finished
 
 def monitor_of(setup: Setup, say: Any) -> Monitor:
     """The agent of this host."""
+    told = setup.options.cluster_file is not None and jax.process_count() > 1
     return Monitor(
-        setup.folder.hosts, jax.process_index(), jax.process_count(), enabled=setup.run.train.monitor, say=say
+        setup.folder.hosts,
+        jax.process_index(),
+        jax.process_count(),
+        enabled=setup.run.train.monitor,
+        say=say,
+        link=setup.cluster.tiers[-1].bandwidth if told and setup.cluster.tiers else None,
     )
 
 

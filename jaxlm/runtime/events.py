@@ -6,6 +6,7 @@ itself (`plan.balance`), and its hardware. Where steps take longer though nobody
 """
 
 import statistics
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -32,7 +33,7 @@ UNCHANGED = 1.25
 """How much the own work of a step may have grown for the collectives to be to blame that it takes longer."""
 
 EVIDENCE = 5
-"""Reports in a row that must say so."""
+"""Reports in a row that must say so, and over which the rate of the network is taken."""
 
 SAMPLES = 5
 """Steps before a host's times mean anything: the first ones warm up."""
@@ -63,10 +64,16 @@ class Event:
 
 
 class Judge:
-    """Calls out each finding once when it begins and once when it ends; `evidence` reports in a row must agree."""
+    """Calls out each finding once when it begins and once when it ends; `evidence` reports in a row must agree.
 
-    def __init__(self, evidence: int = EVIDENCE):
-        self.evidence = evidence
+    Args:
+        evidence: so many.
+        link: bytes/s of each device between the hosts that the plan counts on, where it was told by a cluster file.
+    """
+
+    def __init__(self, evidence: int = EVIDENCE, link: float | None = None):
+        self.evidence, self.link = evidence, link
+        self._sent: dict[int, deque[tuple[float, int]]] = {}
         self.current: set[tuple[str, int]] = set()
         self._agreeing: dict[tuple[str, int], int] = {}
         self._beats: dict[int, int] = {}
@@ -76,6 +83,10 @@ class Judge:
         """The events of this round; reports that are not newer than the last ones do not count again."""
         fresh = {report["host"] for report in reports if self._beats.get(report["host"]) != report["beat"]}
         self._beats |= {report["host"]: report["beat"] for report in reports}
+        for report in reports:
+            if report["host"] in fresh and report.get("network_bytes_sent") is not None:
+                sent = self._sent.setdefault(report["host"], deque(maxlen=EVIDENCE))
+                sent.append((report["seconds"], report["network_bytes_sent"]))
         found = {(kind, host): (value, text) for kind, host, value, text in self._findings(reports)}
         events = []
         for key in set(found) | set(self._agreeing) | self.current:
@@ -118,7 +129,14 @@ class Judge:
                 yield "data", report["host"], data, text
         yield from _behind(reports, step)
         yield from _replicas(reports)
-        yield from _links(reports)
+        yield from _links(reports, self.link, self._rate(reports[0]["host"]))
+
+    def _rate(self, host: int) -> float | None:
+        """Bytes/s that this host sent over its last reports, by its own clock that only goes forward."""
+        sent = self._sent.get(host)
+        if sent is None or len(sent) < EVIDENCE or sent[-1][0] <= sent[0][0] or sent[-1][1] < sent[0][1]:
+            return None
+        return (sent[-1][1] - sent[0][1]) / (sent[-1][0] - sent[0][0])
 
     def _hardware(self, report: Mapping[str, Any]) -> Iterator[tuple[str, int, float, str]]:
         host, hardware = report["host"], report["hardware"]
@@ -186,8 +204,15 @@ def _replicas(reports: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, int, 
             yield "replica", report["host"], max(own), text
 
 
-def _links(reports: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, int, float, str]]:
-    """The first host's wait, where all hosts take longer for a step than they did for half of all, at the same work."""
+def _links(
+    reports: Sequence[Mapping[str, Any]], link: float | None, rate: float | None
+) -> Iterator[tuple[str, int, float, str]]:
+    """The first host's wait, where all hosts take longer for a step than they did for half of all, at the same work.
+
+    `link` is the bandwidth that the plan counts on, `rate` what the first host sends, on average over whole steps. The
+    time by which a step is longer went into collectives, so while they run it sends at most `rate` times the step over
+    that time: where even this is less than what one device should reach, the link is below the plan.
+    """
     if len(reports) < 2:
         return
     for report in reports:
@@ -203,4 +228,8 @@ def _links(reports: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, int, flo
         f"and all others wait longer in collectives than before: {first['latest']:.3g} s a step, half of all took no "
         f"more than {first['p50']:.3g} s, and nobody's own work has grown: a link or the network is slower"
     )
+    if link is not None and rate is not None:
+        most = rate * first["latest"] / (first["latest"] - first["p50"])
+        if most < link:
+            text += f"; it carries at most {most / 1e6:.3g} MB/s, the plan counts on {link / 1e6:.3g} for each device"
     yield "link", reports[0]["host"], first["latest"] / first["p50"], text

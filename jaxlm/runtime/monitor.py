@@ -34,6 +34,9 @@ Writing = tuple[Any, ...]
 HOST = "JAXLM_HOST"
 """The environment variable in which a launcher numbers its hosts; process K is host K without it."""
 
+RDMA = Path("/sys/class/infiniband")
+"""Holds the adapters for InfiniBand and RoCE."""
+
 WAITING, STEPPING = "waits for data", "step"
 
 
@@ -62,6 +65,7 @@ class Monitor:
         sensors: of this host; by default the best that are found, which is looked for only where it is enabled.
         enabled: whether anything is read and written at all.
         say: is told of events, on process 0.
+        link: bytes/s between hosts that the plan counts on for each device, where a cluster file says.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Monitor:
         sensors: Sensors | None = None,
         enabled: bool = True,
         say: Callable[[str], None] = lambda text: None,
+        link: float | None = None,
     ):
         self.host = int(os.environ.get(HOST, process))
         self._writes = HOST in os.environ
@@ -84,7 +89,7 @@ class Monitor:
             sensors = find() if enabled else Linux()
         self.sensors = Injected(sensors, folder / f"{self.host}.injected.json")
         self.state = _State(since=time.monotonic())
-        self.judge = Judge() if process == 0 else None
+        self.judge = Judge(link=link) if process == 0 else None
         self.unwritten = 0
         self.failures = 0
         self.failure: str | None = None
@@ -254,6 +259,7 @@ class Monitor:
                 "pid": os.getpid(),
                 "beat": self._beat,
                 "time": time.time(),
+                "seconds": time.monotonic(),
                 "phase": state.phase,
                 "phase_seconds": time.monotonic() - state.since,
                 "step": state.step,
@@ -356,8 +362,11 @@ def _writing(report: dict[str, Any]) -> Writing:
 
 
 def _sent() -> int | None:
-    """Bytes sent by all interfaces of this host; None where it does not say."""
+    """Bytes sent by all interfaces of this host; None where it does not say, or where it has RDMA, which goes past the
+    kernel and its counters."""
     try:
+        if any(RDMA.glob("*")):
+            return None
         network = psutil.net_io_counters()
     except (OSError, RuntimeError):
         return None

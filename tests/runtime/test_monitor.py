@@ -298,6 +298,33 @@ def test_longer_steps_at_the_same_work_are_blamed_on_links():
     assert [alone([report(0, beat, latest=2.0)]) for beat in range(10)] == [[]] * 10
 
 
+@pytest.mark.parametrize(
+    ("link", "rate", "clause"),
+    [
+        (100e6, 20e6, "; it carries at most 40 MB/s, the plan counts on 100 for each device"),
+        (30e6, 20e6, ""),  # half of the time at 40 MB/s is possible
+        (None, 20e6, ""),
+        (100e6, None, ""),
+    ],
+)
+def test_a_slow_link_is_held_against_the_bandwidth_of_the_plan_where_both_are_known(link, rate, clause):
+    judge, said = Judge(link=link), []
+    for beat in range(1, 9):
+        sent = None if rate is None else int(rate * beat)
+        more = {"seconds": 50.0 + beat, "network_bytes_sent": sent}
+        said += judge([report(host, beat, latest=2.0) | more for host in range(2)])
+    (event,) = said
+    assert event.kind == "link"
+    assert event.sentence.endswith(f"a link or the network is slower{clause}")
+
+
+def test_bytes_are_not_counted_where_some_go_past_the_kernel(tmp_path, monkeypatch):
+    assert Monitor(tmp_path, 0, 1, sensors=Fixed()).report()["network_bytes_sent"] is not None
+    (tmp_path / "mlx5_0").mkdir()
+    monkeypatch.setattr("jaxlm.runtime.monitor.RDMA", tmp_path)
+    assert Monitor(tmp_path, 0, 1, sensors=Fixed()).report()["network_bytes_sent"] is None
+
+
 def test_linux_files_are_read_and_what_is_not_there_is_left_out(tmp_path):
     assert Linux(tmp_path).read() == {"source": "linux"}
 
