@@ -1,5 +1,6 @@
 """Verifies the audit trail of a whole run, or of one proof, as a stranger would: offline, with public keys."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from jaxlm.governance.keys import Keys, load_public
 from jaxlm.governance.log import reader
 from jaxlm.governance.notary import Commits, Judge, signer
 from jaxlm.governance.notes import Note
+from jaxlm.governance.quorum import NoQuorum
 from jaxlm.governance.trail import Trail
 from jaxlm.governance.trust import UNKNOWN, Trust
 from jaxlm.governance.witnessing import cosigned
@@ -75,6 +77,9 @@ def verify_run(path: Path, trust: Trust, *, pins: bool = True) -> Report:
     ids = {log.run for log in known.values()}
     if len(ids) > 1:
         report.faults.append(f"the logs belong to different runs: {', '.join(sorted(ids))}")
+    if "log" in known:
+        _complete(report, known["log"], names, Keys() if pins else None)
+        _configured(report, folder, known["log"])
     report.alerts += node.cloned(e.body["node"] for log in known.values() for e in log.entries if e.kind == "run.start")
     if "log" in known:
         _checkpoints(report, folder, run.checkpoint.build(folder.checkpoints).directory, known["log"])
@@ -166,15 +171,14 @@ def private_keys(folder: Path) -> list[str]:
 
 
 def _trusted(report: Report, folder: Folder, name: str, log: Known, trust: Trust, own: set[bytes]) -> None:
+    said, seen = "", None
     try:
         said, seen = trust.judge(log.key, [log.note, *_cosigned(folder, name, log)], own if name == "log" else ())
+    except NoQuorum as error:  # witnesses are asked about the log of process 0 alone
+        (report.faults if name == "log" else report.alerts).append(f"{name}: {error}")
     except Rejected as error:
-        if name == "readers" and trust.policy is not None:  # of commands that only read; no witness is asked about it
-            report.alerts.append(f"{name}: {error}")
-            return
         report.faults.append(f"{name}: {error}")
-        return
-    if report.anchored:
+    if report.anchored and said:
         report.lines.append(f"{name}: {said}")
     if seen is not None and seen.size < log.head.size:
         report.alerts.append(f"{name}: witnesses saw {seen.size:,} of {log.head.size:,} entries")
@@ -184,6 +188,34 @@ def _trusted(report: Report, folder: Folder, name: str, log: Known, trust: Trust
             entry.body.get("unverified") or entry.body.get("rollback_from") is not None
         ):
             report.alerts.append(f"{name}: entry {entry.index}: {canonical.dump(entry.body).decode()}")
+
+
+def _complete(report: Report, log: Known, names: Sequence[str], keys: Keys | None) -> None:
+    """Every log that the run says it wrote is there, and every one that this account has seen of it."""
+    processes = max((_processes(e) for e in log.entries if e.kind == "run.start"), default=1)
+    if gone := sorted({f"log-{process}" for process in range(1, processes)} - set(names)):
+        report.faults.append(f"{', '.join(gone)}: gone, though the run says that {processes} processes wrote logs")
+    try:
+        lost = sorted(set(keys.seen_of(log.run)) - set(names) - set(gone)) if keys is not None else []
+    except GovernanceError as error:
+        report.faults.append(str(error))
+        return
+    if lost:
+        report.faults.append(f"{', '.join(lost)}: gone, and was seen here before")
+
+
+def _processes(start: Entry) -> int:
+    count = start.body.get("processes", 1)
+    return count if isinstance(count, int) else 1
+
+
+def _configured(report: Report, folder: Folder, log: Known) -> None:
+    """The configuration that lies beside the log is the one that its newest start names."""
+    starts = [entry.body["config"] for entry in log.entries if entry.kind == "run.start"]
+    if starts and hashlib.sha256(folder.config.read_bytes()).hexdigest() != starts[-1]:
+        report.faults.append(
+            f"{folder.config.name} is not the configuration that the log says the run was started with"
+        )
 
 
 def _cosigned(folder: Folder, name: str, log: Known) -> list[Note]:
@@ -213,18 +245,21 @@ def _checkpoints(report: Report, folder: Folder, directory: Path, log: Known) ->
     if not any(entry.kind == "run.start" for entry in log.entries):
         report.faults.append("the log names no key of the checkpoints: it has no run.start")
         return
-    judge, there = Judge(log.run, key, commits), []
+    judge, there, late = Judge(log.run, key, commits), [], []
     steps = sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit()) if directory.is_dir() else []
     for step in steps:
         try:
             body = manifest.read(directory / str(step))
+            if body["step"] != step:
+                raise CheckpointError(f"it is that of step {body['step']}")
             manifest.verify(directory / str(step), body)
             judge.check(directory / str(step), body)
-            there.append(step)
+            (there if step in commits.payloads else late).append(step)
         except (CheckpointError, GovernanceError) as error:
             report.faults.append(f"checkpoint {step}: {error}")
     if there:
         report.lines.append(f"checkpoints {', '.join(map(str, there))}: every byte as signed and logged")
+    report.alerts += [f"checkpoint {step} is signed, and the log does not know it yet" for step in late]
     if commits.newest is not None and commits.newest not in steps:
         report.faults.append(f"checkpoint {commits.newest}, the newest that the log knows, is gone")
 

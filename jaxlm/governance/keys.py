@@ -85,14 +85,15 @@ class Keys:
     def pinned(self, origin: str) -> Head | None:
         """The newest head seen of this log. Raises GovernanceError when the file is damaged."""
         try:
-            seen = canonical.load(self._pin(origin).read_bytes())
-            return Head(seen["origin"], seen["size"], bytes.fromhex(seen["root"]))
+            return _head(self._pin(origin))
         except FileNotFoundError:
             return None
-        except (Rejected, KeyError, TypeError, ValueError) as error:
-            raise GovernanceError(
-                f"{self._pin(origin)} is damaged ({error}); delete it to trust the log anew"
-            ) from None
+
+    def seen_of(self, run: str) -> list[str]:
+        """The names of the logs of a run of which a head was seen. Raises GovernanceError when a file is damaged."""
+        paths = sorted(self._pin("").parent.glob("*"))
+        origins = [_head(path).origin for path in paths if "." not in path.name]  # not one that is being written
+        return sorted(name.rsplit("/", 1)[1] for name in origins if name.startswith(f"jaxlm/{run}/"))
 
     def _pin(self, origin: str) -> Path:
         return self.folder / "heads" / hashlib.sha256(origin.encode()).hexdigest()
@@ -140,6 +141,14 @@ def check_pin(seen: Head, head: Head, found: tiles.Tiles) -> None:
         )
     if merkle.root(found.node, 0, seen.size) != seen.root:
         raise Rejected(f"the log {head.origin} was rewritten: its first {seen.size} entries are not those seen here")
+
+
+def _head(path: Path) -> Head:
+    try:
+        seen = canonical.load(path.read_bytes())
+        return Head(str(seen["origin"]), seen["size"], bytes.fromhex(seen["root"]))
+    except (Rejected, KeyError, TypeError, ValueError) as error:
+        raise GovernanceError(f"{path} is damaged ({error}); delete it to trust the log anew") from None
 
 
 def public_pem(key: EllipticCurvePublicKey) -> bytes:

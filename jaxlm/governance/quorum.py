@@ -13,6 +13,10 @@ _MOST = 1000
 _FORBIDDEN = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")
 
 
+class NoQuorum(Rejected):
+    """Every signature there holds, and too few witnesses gave one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """Witnessed when at least `least` of `members` (names of witnesses or groups) are."""
@@ -43,7 +47,8 @@ class Policy:
         """The head in `note`, signed by one of the logs and by a quorum; and the witnesses that cosigned it.
 
         Raises:
-            Rejected: no known log signed it, too few witnesses did, or a known key's signature does not hold.
+            NoQuorum: too few witnesses signed it.
+            Rejected: no known log signed it, or a known key's signature does not hold.
         """
         head = heads.parse(note.text)
         mine = [log for log in self.logs if log.name == head.origin]
@@ -54,7 +59,7 @@ class Policy:
         valid = note.signed_by(self.witnesses.values())
         names = [name for name, key in self.witnesses.items() if key in valid]
         if self.quorum is not None and not self._met(self.quorum, set(names)):
-            raise Rejected(f"no quorum: {len(names)} of {len(self.witnesses)} witnesses cosigned ({self.describe()})")
+            raise NoQuorum(f"no quorum: {len(names)} of {len(self.witnesses)} witnesses cosigned ({self.describe()})")
         return head, names
 
     def describe(self) -> str:

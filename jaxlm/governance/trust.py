@@ -8,7 +8,7 @@ from jaxlm.governance import notes, quorum
 from jaxlm.governance.errors import GovernanceError, Rejected
 from jaxlm.governance.heads import Head
 from jaxlm.governance.notes import Note, Verifier
-from jaxlm.governance.quorum import Policy
+from jaxlm.governance.quorum import NoQuorum, Policy
 
 UNKNOWN = "self-consistent, signer unknown"
 
@@ -28,11 +28,12 @@ class Trust:
 
         Args:
             key: of the log, not trusted yet; the notes are signed by it.
-            notes: its heads, the newest first.
+            notes: its heads, the newest first; at least one.
             own: raw public keys of witnesses that the log's operator runs, which vouch for nothing.
 
         Raises:
-            Rejected: it is another log than the trusted one, or no head has a quorum.
+            NoQuorum: no head has a quorum, and nothing else is wrong.
+            Rejected: it is another log than the trusted one, or a signature does not hold.
         """
         if self.key is not None and self.key.key != key.key:
             raise Rejected(f"signed by another key than --key: {key}")
@@ -42,15 +43,15 @@ class Trust:
         if not listed and self.key is None:
             raise Rejected(f"the policy does not list the log's key {key}")
         policy = without(Policy((key,), *_rest(self.policy)), own)
-        fault = Rejected("there is no head")
+        faults: list[Rejected] = []
         for note in notes:
             try:
                 head, names = policy.check(note)
                 said = f"cosigned by {', '.join(names)}" if names else "no witness asked for"
                 return f"signed by {key.name}, known to the policy; {said}", head
             except Rejected as error:
-                fault = error
-        raise fault
+                faults.append(error)
+        raise next((fault for fault in faults if not isinstance(fault, NoQuorum)), faults[-1])
 
 
 def without(policy: Policy, own: Iterable[bytes]) -> Policy:

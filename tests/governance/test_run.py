@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from jaxlm.auditor import verify_run
 from jaxlm.cli import main
 from jaxlm.governance import notes
 from jaxlm.governance.audit import read_log
 from jaxlm.governance.keys import Keys
+from jaxlm.governance.notary import Commits
 from jaxlm.governance.notes import WitnessKey
+from jaxlm.governance.trail import Trail
+from jaxlm.governance.trust import Trust, load_policy
 from jaxlm.governance.witness import Witness, serve
 from tests.cli.programs import write_config
 
@@ -236,3 +240,86 @@ def test_a_reader_says_what_it_skips_and_takes_nothing_for_one_that_is_gone(
     jaxlm("generate", run, "--tokens", "2", "--json", code=2)
     assert "knows a checkpoint of step 6, and the newest good one is 4" in capsys.readouterr().err
     jaxlm("generate", run, "--tokens", "2", "--json", "--step", "4")
+
+
+def _faults(run: Path, policy: Path | None = None, *, pins: bool = True) -> list[str]:
+    return verify_run(run, Trust(policy=None if policy is None else load_policy(policy)), pins=pins).faults
+
+
+def _announced(run: Path, processes: int) -> None:
+    """The newest start says that so many processes write logs."""
+    with Trail(run / "audit") as trail:
+        trail.commit("run.start", {**trail.find("run.start")[-1].body, "processes": processes})
+
+
+def test_every_log_that_the_run_announces_must_be_there(run: Path):
+    _announced(run, 3)
+    with Trail(run / "audit", "log-1"):
+        pass
+    assert _faults(run) == ["log-2: gone, though the run says that 3 processes wrote logs"]
+    with Trail(run / "audit", "log-2"):
+        pass
+    assert _faults(run) == []
+
+
+def test_every_log_that_was_seen_here_must_be_there(run: Path):
+    with Trail(run / "audit", "readers") as trail:
+        trail.commit("access", {"command": "generate", "account": "a"})
+    assert _faults(run) == []
+    shutil.rmtree(run / "audit/readers")
+    (run / "audit/readers.vkey").unlink()
+    assert _faults(run) == ["readers: gone, and was seen here before"]
+    assert _faults(run, pins=False) == []
+
+
+def test_the_configuration_is_that_of_the_log(run: Path):
+    config = run / "config.yaml"
+    assert "layers_every: 3" in config.read_text()
+    config.write_text(config.read_text().replace("layers_every: 3", "layers_every: 0"))
+    assert _faults(run) == ["config.yaml is not the configuration that the log says the run was started with"]
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_found(run: Path):
+    shutil.rmtree(run / "checkpoints/6")
+    shutil.copytree(run / "checkpoints/4", run / "checkpoints/6")
+    assert _faults(run) == ["checkpoint 6: it is that of step 4"]
+
+
+def test_a_checkpoint_that_the_log_does_not_know_yet_is_an_alert(run: Path):
+    """As after a crash between the last rename and the entry in the log."""
+    with Trail(run / "audit") as trail:
+        commits = Commits.of(trail.history)
+    known_then = Commits({step: commits.payloads[step] for step in (4,)}, 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Commits, "of", lambda _: known_then)
+        report = verify_run(run, Trust())
+    assert "checkpoint 6 is signed, and the log does not know it yet" in report.alerts
+    assert "checkpoints 4: every byte as signed and logged" in report.lines
+    assert report.faults == []
+
+
+def test_of_a_log_beside_that_of_process_0_only_the_quorum_may_be_missing(run: Path, home: Path, tmp_path: Path):
+    with Trail(run / "audit", "readers") as trail:
+        trail.commit("access", {"command": "generate", "account": "a"})
+    key = str(trail.verifier)
+    policy = tmp_path / "policy"
+    policy.write_text(f"log {_printed(tmp_path)}\n{(home / 'policy').read_text()}")
+    report = verify_run(run, Trust(policy=load_policy(policy)))
+    assert report.faults == []
+    assert any(alert.startswith("readers: no quorum") for alert in report.alerts)
+
+    head = run / "audit/readers/checkpoint"
+    line = (run / "audit/log.cosigned").read_bytes().splitlines(keepends=True)[-1]
+    head.write_bytes(head.read_bytes() + line)  # a witness's signature, of another head
+    (fault,) = _faults(run, policy)
+    assert fault.startswith("readers: ")
+    assert "does not hold" in fault
+
+    shutil.rmtree(run / "audit/readers")
+    stranger = Keys(tmp_path / "stranger")
+    (run / "audit/readers.vkey").unlink()
+    with Trail(run / "audit", "readers", keys=stranger) as trail:
+        trail.commit("access", {"command": "generate", "account": "a"})
+    assert str(trail.verifier) != key
+    (fault,) = _faults(run, policy, pins=False)
+    assert fault.startswith("readers: the policy does not list the log's key")
