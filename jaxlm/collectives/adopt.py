@@ -17,6 +17,9 @@ from jaxlm.collectives.compressed import LEADS, Compressed
 from jaxlm.sharding import shards
 from planners.plan import PlanError
 
+OTHER = {"momentum": "small", "small": "momentum"}
+"""Where the momentum of a weight lies that was cut and now travels whole, or the other way round."""
+
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]
 
 
@@ -28,6 +31,10 @@ def readable(sync: Compressed, saved: Shapes) -> dict[str, jax.ShapeDtypeStruct]
     found: dict[str, jax.ShapeDtypeStruct] = {}
     ours = _named(sync.specs(), lambda x: isinstance(x, P))
     wanted = {**ours, **{f"owner/{each.name}": each.spec(*sync.axes.fast) for each in sync.cut if sync.scheme.feedback}}
+    if sync.scheme.momentum:
+        # The mesh decides which weights are cut; the momentum of the others has another name.
+        wanted |= {f"small/{each.name}": each.spec(*sync.axes.fast) for each in sync.cut}
+        wanted |= {f"momentum/{each.name}": each.spec() for each in sync.small}
     shapes = _named(jax.eval_shape(sync.init, None), lambda x: False)
     for name, spec in wanted.items():
         if name not in saved or (name.startswith("start/") and saved[name][0] != shapes[name].shape):
@@ -77,6 +84,8 @@ def adopted(sync: Compressed, saved: Mapping[str, jax.Array], step: int) -> Any:
             state[kind] = {}
             for name, leaf in leaves.items():
                 held = saved.get(f"{kind}/{name}")
+                if held is None and sync.scheme.momentum and kind in OTHER:
+                    held = saved.get(f"{OTHER[kind]}/{name}")
                 if held is not None and LEADS.get(kind) == "worker" and held.shape[0] != workers:
                     held = jnp.broadcast_to(jnp.mean(held, axis=0, keepdims=True), leaf.shape)
                 if kind == "error" and f"owner/{name}" in parts:
@@ -96,7 +105,7 @@ def _moved(state: Mapping[str, Any], saved: Mapping[str, jax.Array], name: str) 
     """Truths of a weight's shape: where it had a gradient in the steps that left this; everywhere, where nobody knows,
     because only a part was sent and the rest forgotten."""
     momentum = state["momentum"][name]
-    if f"momentum/{name}" not in saved or f"error/{name}" not in saved:
+    if f"error/{name}" not in saved:
         return jnp.ones(momentum.shape, jnp.bool_)
     moved = (momentum != 0.0) | jnp.any(state["error"][name] != 0.0, axis=0)
     return moved | (state["owner"][name] != 0.0) if "owner" in state else moved

@@ -182,3 +182,14 @@ def test_the_bytes_of_an_exchange_are_those_that_a_device_holds_and_too_many_are
     )
     assert beside(plan, cluster, extra, 0.5).startswith(f"the exchange of gradients keeps {extra:,} bytes per device")
     assert beside(plan, cluster, extra, 0.499).startswith("warning: the exchange of gradients keeps")
+
+
+def test_the_momentum_of_a_weight_that_is_cut_now_and_was_not_goes_on():
+    run = toy("topk", warmup=2, limit=0, spike=0)
+    run.train(0, 0, 4)
+    saved = named(jax.device_get(run.state.sync))
+    other = {"momentum/w": "small/w", "small/gain": "momentum/gain"}
+    apart = {other.get(name, name): value for name, value in saved.items() if not name.startswith(("error/", "owner/"))}
+    state, _ = resumed(run.sync, run.model, apart)
+    np.testing.assert_array_equal(state["momentum"]["w"], saved["momentum/w"])
+    np.testing.assert_array_equal(state["small"]["gain"], saved["small/gain"])
