@@ -60,11 +60,12 @@ class Auditing:
         self.forgiven: list[str] = []
         self._back: GoingBack | None = None
         self.witnessing: Witnessing | None = None
+        self._ask: Callable[[], Witnessing] | None = None
         if not self.leader:
             return
         write_public(folder.audit / "signer.pem", public_pem(keys.checkpoint().public_key()))
         if run.governance.witnesses is not None:
-            self.witnessing = self._witnesses(Path(run.governance.witnesses))
+            self._ask = self._witnesses(Path(run.governance.witnesses))
         facts = {"config": config_digest(run), "plan": setup.plan.digest, "host": self.trail.host}
         self.notary = Notary(self.trail, facts, self._forgive if setup.options.allow_unverified else None)
 
@@ -139,6 +140,7 @@ class Auditing:
         self._record("access", {"command": "train", "account": node.account()})
         self._commit("run.start", body)
         self.adopted(step, plan)
+        self.witnessing = None if self._ask is None else self._ask()
         if self.leader and (alerts := node.cloned(other.body["node"] for other in self.trail.find("run.start"))):
             self.say("\n".join(f"audit: {alert}" for alert in alerts))
 
@@ -162,7 +164,9 @@ class Auditing:
         if self.leader:
             self._record("eval", record)
 
-    def _witnesses(self, path: Path) -> Witnessing:
+    def _witnesses(self, path: Path) -> Callable[[], Witnessing]:
+        """Begins to ask the witnesses of a policy, which is read now. One that is down is asked while the log can
+        still take that, however short the run is."""
         assert self.trail is not None
         trail, policy = self.trail, load_policy(path)
         mine = trail.keys.own_witness()
@@ -174,7 +178,7 @@ class Auditing:
             with suppress(GovernanceError):  # the trail may be closed already, or has failed, which is said elsewhere
                 trail.record("policy.verdict", {**verdict, "why": why})
 
-        return Witnessing(trail.audit / trail.name, policy, alert)
+        return lambda: Witnessing(trail.audit / trail.name, policy, alert)
 
     def _forgive(self, fault: str) -> None:
         if fault not in self.forgiven:

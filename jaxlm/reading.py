@@ -24,6 +24,8 @@ from jaxlm.governance.trail import Trail
 
 GO_BACK = "say --allow-rollback, which is logged"
 """What a run that trains may do in place of restoring a checkpoint."""
+PATIENCE_SECONDS = 5.0
+"""How long a command that reads waits for another one to log."""
 UNVERIFIED = "governance.enabled is false, and {} is there: nothing of this run is verified"
 
 
@@ -156,13 +158,18 @@ def newest_to_read(
     return found.step
 
 
+def _readers(folder: Folder) -> Trail:
+    """The log of commands that read; two of them at once write one after the other."""
+    return Trail(folder.audit, "readers", keys=Keys(outside=folder.path), patience=PATIENCE_SECONDS)
+
+
 def accessed(folder: Folder, command: str, **more: Any) -> None:
     """Logs that a command opened a run. A log that is busy or is another account's is said, and stops nobody who reads:
     whoever can read the files can copy them too."""
     if not folder.audit.exists():
         return
     try:
-        with Trail(folder.audit, "readers", keys=Keys(outside=folder.path)) as trail:
+        with _readers(folder) as trail:
             trail.commit("access", {"command": command, "account": node.account(), **more})
     except (GovernanceError, OSError) as error:
         print(f"audit: this access is not logged: {error}", file=sys.stderr)
@@ -173,7 +180,7 @@ def inferred(folder: Folder, body: dict[str, Any], **public: Any) -> None:
     if not folder.audit.exists():
         return
     try:
-        with Trail(folder.audit, "readers", keys=Keys(outside=folder.path)) as trail:
+        with _readers(folder) as trail:
             Records(trail).add(body, **public)
     except (GovernanceError, OSError) as error:
         print(f"audit: this inference is not logged: {error}", file=sys.stderr)

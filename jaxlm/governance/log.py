@@ -11,6 +11,7 @@ Layout: https://c2sp.org/tlog-tiles. Source of the order of writes: Tessera's PO
 
 import fcntl
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
@@ -24,6 +25,7 @@ from jaxlm.governance.tiles import WIDTH, Tiles
 
 HEAD = "checkpoint"
 _ASIDE, _LOCK = ".unfinished", ".lock"
+_RETRY_SECONDS = 0.02
 
 
 class Log:
@@ -33,6 +35,7 @@ class Log:
         folder: where it lies; made when it is new. Its parent exists.
         key: signs the heads; its name is the origin of the log.
         disk: how to reach it.
+        patience: seconds to wait for another process that is writing here.
         admit: is called once no other process can write here and before anything is changed; may raise.
 
     Attributes:
@@ -41,12 +44,18 @@ class Log:
 
     Raises:
         Rejected: what lies there was not signed by this key, or does not add up to its signed head.
-        GovernanceError: another process is writing here.
+        GovernanceError: another process is writing here, for longer than `patience`.
         OSError: the disk refuses.
     """
 
     def __init__(
-        self, folder: Path, key: Signer, disk: Disk | None = None, *, admit: Callable[[], None] = lambda: None
+        self,
+        folder: Path,
+        key: Signer,
+        disk: Disk | None = None,
+        *,
+        patience: float = 0.0,
+        admit: Callable[[], None] = lambda: None,
     ):
         self.folder, self._key, self._disk = folder, key, disk or Disk()
         self._edges: list[list[bytes]] = []
@@ -56,7 +65,7 @@ class Log:
         self._disk.make_folder(folder)
         self._disk.sync_folder(folder.parent)
         if type(self._disk) is Disk:
-            self._lock = _locked(folder / _LOCK)
+            self._lock = _locked(folder / _LOCK, patience)
         try:
             admit()
             self._disk.make_folder(folder / _ASIDE)
@@ -214,13 +223,18 @@ def reader(folder: Path, size: int, disk: Disk | None = None) -> Tiles:
     return Tiles(lambda path: source.read(folder / path), size)
 
 
-def _locked(path: Path) -> IO[bytes]:
+def _locked(path: Path, patience: float) -> IO[bytes]:
+    end = time.monotonic() + patience
     file = os.fdopen(opened(path, os.O_WRONLY | os.O_CREAT), "wb")  # held as long as the log
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise GovernanceError(f"another process is writing the log {path.parent}") from None
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError:
+            if time.monotonic() >= end:
+                file.close()
+                raise GovernanceError(f"another process is writing the log {path.parent}") from None
+            time.sleep(_RETRY_SECONDS)
     os.set_inheritable(file.fileno(), False)
     return file
 

@@ -38,6 +38,7 @@ class Trail:
         keys: the private keys of this account.
         run: the id of the run, for a log that is new; by default that of the other logs here, or a new one.
         flush_seconds: how long an entry may wait for company before it is made durable.
+        patience: seconds to wait while the log is being written elsewhere.
 
     Attributes:
         history: the entries that were there when it was opened, those of single steps left out.
@@ -54,6 +55,7 @@ class Trail:
         keys: Keys | None = None,
         flush_seconds: float = 1.0,
         run: str | None = None,
+        patience: float = 0.0,
     ):
         self.audit, self.name, self._given = audit, name, run
         self.keys = keys or Keys(outside=audit.parent)
@@ -64,7 +66,7 @@ class Trail:
             disk.sync_folder(audit.parent)
         self.origin = self._origin()
         self.history: list[Entry] = []
-        self._log = Log(audit / name, LogKey(self.origin, self.keys.log()), admit=self._admit)
+        self._log = Log(audit / name, LogKey(self.origin, self.keys.log()), patience=patience, admit=self._admit)
         try:
             mine = self._last_of(host := socket.gethostname())
         except BaseException:

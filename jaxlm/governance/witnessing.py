@@ -15,7 +15,7 @@ SECONDS = 10.0
 
 
 class Witnessing:
-    """Asks from a thread of its own every so many seconds, and once more when it is closed.
+    """Asks from a thread of its own at once, then every so many seconds, and once more when it is closed.
 
     The newest head with a quorum lies in `NAME.cosigned` beside the log. A witness that does not answer is told to
     `alert` once, and again after it has answered.
@@ -41,9 +41,9 @@ class Witnessing:
         self._thread.join()
 
     def _work(self) -> None:
-        ended = False
+        ended, wait = False, 0.0
         while not ended:
-            ended = self._end.wait(self._seconds)
+            ended, wait = self._end.wait(wait), self._seconds
             try:
                 self._ask()
             except Exception as error:  # a thread that dies would leave the log unwitnessed in silence
@@ -57,12 +57,13 @@ class Witnessing:
         note, failed = cosign(self.policy, note, reader(self.folder, size))
         for name, why in failed.items():
             self._complain(name, why)
-        self._down &= failed.keys()
+        self._down -= self.policy.witnesses.keys() - failed.keys()
         try:
             self.policy.check(note)
         except Rejected as error:
             self._complain("quorum", str(error))
             return
+        self._down -= {"quorum", "the witnesses"}
         write_whole(cosigned(self.folder), bytes(note))
         self.size = size
 

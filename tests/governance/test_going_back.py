@@ -2,12 +2,14 @@
 
 import hashlib
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jaxlm import reading
 from jaxlm.checkpoints import manifest
 from jaxlm.checkpoints.errors import CheckpointError
 from jaxlm.checkpoints.store import Store
@@ -17,7 +19,7 @@ from jaxlm.folder import Folder
 from jaxlm.governance.keys import Keys, public_pem, write_public
 from jaxlm.governance.notary import Commits, Notary
 from jaxlm.governance.trail import Trail
-from jaxlm.reading import going_back, newest_to_read, reader
+from jaxlm.reading import accessed, going_back, newest_to_read, reader
 from tests.governance.test_checkpoints import _largest, _state, _store
 
 START = {"run": "", "stage": "pretrain", "config": "", "plan": "", "data": "", "node": {}}
@@ -206,3 +208,17 @@ def test_readers_take_the_signer_from_the_log(run: Path, tmp_path: Path):
     (run / "audit/signer.pem").write_bytes(public_pem(key))
     with pytest.raises(CheckpointError, match=r"signer\.pem is not the key that the log names"):
         reader(Folder(run), Run())
+
+
+def test_two_commands_that_read_at_once_are_both_logged(
+    run: Path, keys: Keys, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    first = Trail(run / "audit", "readers", keys=keys)
+    threading.Timer(0.3, first.close).start()
+    accessed(Folder(run), "generate", step=20)
+    assert capsys.readouterr().err == ""
+    with Trail(run / "audit", "readers", keys=keys) as trail:
+        assert [entry.body["command"] for entry in trail.find("access")] == ["generate"]
+        monkeypatch.setattr(reading, "PATIENCE_SECONDS", 0.1)
+        accessed(Folder(run), "eval", step=20)
+    assert "this access is not logged: another process is writing the log" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from jaxlm.governance.log import Log
 from jaxlm.governance.merkle import Tree, leaf_hash
 from jaxlm.governance.notes import LogKey, Note, WitnessKey
 from jaxlm.governance.witness import Refused, Witness, request, serve
+from jaxlm.governance.witnessing import Witnessing
 
 KEY = LogKey("example.com/log", Ed25519PrivateKey.from_private_bytes(bytes(32)))
 NAMES = ["w1.example", "w2.example", "w3.example"]
@@ -217,3 +218,21 @@ def test_a_log_cannot_be_its_own_witness(tmp_path: Path):
     text = f"log {KEY.verifier}\nwitness w {WitnessKey('w', KEY.private).verifier}\nquorum w\n"
     with pytest.raises(Rejected, match="no witness of itself"):
         quorum.parse(text.encode())
+
+
+def test_witnesses_are_asked_at_once_so_that_one_that_is_down_is_said_while_a_short_run_lasts(tmp_path: Path):
+    said: list[str] = []
+    heard = threading.Event()
+
+    def alert(why: str) -> None:
+        said.append(why)
+        if why.startswith("quorum"):
+            heard.set()
+
+    nobody = policy(dict.fromkeys(NAMES, "http://127.0.0.1:9"))
+    with Log(tmp_path / "log", KEY) as log:
+        log.append([b"a"])
+        asking = Witnessing(tmp_path / "log", nobody, alert, 3600.0)
+        assert heard.wait(20)
+        asking.close()
+    assert [why.split(":")[0] for why in said] == [*NAMES, "quorum"], "each once, and the last try says nothing new"
