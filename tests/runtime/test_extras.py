@@ -14,6 +14,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 IMPORTS = {
     "clean": ["py3langid", "trafilatura", "warcio"],
     "cloud": ["gcsfs", "s3fs"],
+    "fairness": ["sklearn"],
     "hf": ["tokenizers"],
     "tracking": ["wandb"],
     "translate": ["sacrebleu"],
