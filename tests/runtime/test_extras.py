@@ -16,6 +16,7 @@ IMPORTS = {
     "cloud": ["gcsfs", "s3fs"],
     "fairness": ["sklearn"],
     "hf": ["tokenizers"],
+    "policy": ["celpy"],
     "tracking": ["wandb"],
     "translate": ["sacrebleu"],
 }
