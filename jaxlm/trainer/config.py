@@ -47,7 +47,8 @@ class TrainConfig:
         replan: whether and how other plans are tried while the run trains.
         monitor: whether each host reports its steps, its waits and its hardware into `hosts/` of the run directory.
         check_replicas: steps between comparisons of the weights of all replicas, bit for bit; 0 makes none.
-        compilation_cache: whether compiled programs are kept on disk for the next start.
+        compilation_cache: whether compiled programs are kept on disk for the next start (in the folder that
+            JAX_COMPILATION_CACHE_DIR names, else in the user cache).
     """
 
     steps: int = 1000

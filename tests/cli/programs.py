@@ -1,10 +1,14 @@
 """Real `jaxlm` processes on a tiny corpus."""
 
+import atexit
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +60,7 @@ def start(
     }
     environment |= {"XDG_CACHE_HOME": str(home), "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"}
     environment |= {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment |= {"JAX_COMPILATION_CACHE_DIR": _programs(), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05"}
     return subprocess.Popen(
         [sys.executable, *program, *map(str, arguments)],
         env=environment,
@@ -63,6 +68,17 @@ def start(
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+@functools.cache
+def _programs() -> str:
+    """Where the processes of this session keep what they compiled, for each other: the same tiny model again and again.
+
+    One folder per pytest worker, whose processes run one after the other: JAX does not write it in one piece.
+    """
+    folder = tempfile.mkdtemp(prefix="jaxlm-test-programs-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def finish(process: subprocess.Popen[str], code: int = 0, seconds: float = 180) -> str:
