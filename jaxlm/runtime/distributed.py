@@ -42,6 +42,9 @@ class Job:
 def start(job: Job, cache: Path | None) -> Job:
     """Joins the job and turns on the persistent compilation cache; call before the first use of a device.
 
+    JAX_COMPILATION_CACHE_DIR and JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS, where set, go before `cache` and our own.
+
+
     Returns the job, with what `auto` has found. Raises ConfigError where it finds none.
     """
     # JAX aborts with a stack trace where it finds a process dead, so `peers` is given the time to be first.
@@ -58,7 +61,7 @@ def start(job: Job, cache: Path | None) -> Job:
     elif job.processes > 1:
         jax.distributed.initialize(job.coordinator, job.processes, job.process, heartbeat_timeout_seconds=heartbeat)
     if cache is not None:
-        if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR goes first
+        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
             cache.mkdir(parents=True, exist_ok=True)
             jax.config.update("jax_compilation_cache_dir", str(cache))
         if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
