@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from jaxlm.governance.heads import Head
 from jaxlm.governance.inference import Records, reveal
 from jaxlm.governance.keys import Keys, load_public
 from jaxlm.governance.log import reader
-from jaxlm.governance.notary import Commits, Judge, signer
+from jaxlm.governance.notary import Commits, Judge, signers
 from jaxlm.governance.notes import Note
 from jaxlm.governance.quorum import NoQuorum
 from jaxlm.governance.trail import Trail
@@ -173,7 +174,8 @@ def private_keys(folder: Path) -> list[str]:
 def _trusted(report: Report, folder: Folder, name: str, log: Known, trust: Trust, own: set[bytes]) -> None:
     said, seen = "", None
     try:
-        said, seen = trust.judge(log.key, [log.note, *_cosigned(folder, name, log)], own if name == "log" else ())
+        found = [log.note, *_cosigned(folder, name, log)]
+        said, seen = trust.judge(log.key, found, own if name == "log" else (), log.keys.former)
     except NoQuorum as error:  # witnesses are asked about the log of process 0 alone
         (report.faults if name == "log" else report.alerts).append(f"{name}: {error}")
     except Rejected as error:
@@ -183,6 +185,13 @@ def _trusted(report: Report, folder: Folder, name: str, log: Known, trust: Trust
     if seen is not None and seen.size < log.head.size:
         report.alerts.append(f"{name}: witnesses saw {seen.size:,} of {log.head.size:,} entries")
     report.alerts += [f"{name}: {alert}" for alert in log.alerts]
+    for index, old in log.keys.log:
+        report.lines.append(f"{name}: entry {index}: key {old.id.hex()} handed over, signed by both")
+        if trust.key is not None and trust.key.key == old.key:
+            report.alerts.append(
+                f"{name}: the key given handed over at entry {index}; from now on trust {log.key}: whoever has stolen "
+                "the old one can show a log without that entry"
+            )
     for entry in log.entries:
         if entry.kind == "ckpt.restore" and (
             entry.body.get("unverified") or entry.body.get("rollback_from") is not None
@@ -223,11 +232,20 @@ def _cosigned(folder: Folder, name: str, log: Known) -> list[Note]:
     path = cosigned(folder.audit / name)
     if not path.is_file():
         return []
-    head, note = heads.read(path.read_bytes(), log.key)
+    content = path.read_bytes()
+    head, note = _read_head(content, log.keys.signers(heads.parse(notes.parse(content).text).size))
     found = reader(folder.audit / name, log.head.size)
     if head.size > log.head.size or merkle.root(found.node, 0, head.size) != head.root:
         raise Rejected(f"{path.name} is a head of another history of this log")
     return [note]
+
+
+def _read_head(content: bytes, keys: Sequence[notes.Verifier]) -> tuple[Head, Note]:
+    """A head signed by one of these keys, the last of which may have handed over. Raises Rejected."""
+    for key in keys[:-1]:
+        with suppress(Rejected):
+            return heads.read(content, key)
+    return heads.read(content, keys[-1])
 
 
 def _own_witnesses(known: dict[str, Known]) -> set[bytes]:
@@ -238,14 +256,14 @@ def _own_witnesses(known: dict[str, Known]) -> set[bytes]:
 def _checkpoints(report: Report, folder: Folder, directory: Path, log: Known) -> None:
     commits = Commits.of(log.entries)
     try:
-        key = signer(folder.audit, log.entries)
+        keys = signers(folder.audit, log.entries)
     except Rejected as error:
         report.faults.append(str(error))
         return
     if not any(entry.kind == "run.start" for entry in log.entries):
         report.faults.append("the log names no key of the checkpoints: it has no run.start")
         return
-    judge, there, late = Judge(log.run, key, commits), [], []
+    judge, there, late = Judge(log.run, keys, commits), [], []
     steps = sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit()) if directory.is_dir() else []
     for step in steps:
         try:

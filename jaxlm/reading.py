@@ -19,7 +19,7 @@ from jaxlm.governance.audit import read_log
 from jaxlm.governance.errors import GovernanceError
 from jaxlm.governance.inference import Records
 from jaxlm.governance.keys import Keys
-from jaxlm.governance.notary import Commits, Judge, root_of, signer
+from jaxlm.governance.notary import Commits, Judge, root_of, signers
 from jaxlm.governance.trail import Trail
 
 GO_BACK = "say --allow-rollback, which is logged"
@@ -61,7 +61,7 @@ def reader(folder: Folder, run: Run, *, allow_unverified: bool = False) -> Reade
     warn = lambda fault: print(f"WARNING: not verified, as --allow-unverified says: {fault}", file=sys.stderr)
     try:
         log = read_log(folder.audit, keys=Keys())
-        key = signer(folder.audit, log.entries)
+        keys = signers(folder.audit, log.entries)
     except (GovernanceError, OSError) as error:
         if allow_unverified:
             warn(str(error))
@@ -69,7 +69,7 @@ def reader(folder: Folder, run: Run, *, allow_unverified: bool = False) -> Reade
         raise CheckpointError(
             f"the checkpoints of {folder.path} cannot be verified: {error}. --allow-unverified reads them all the same"
         ) from None
-    return Reader(Judge(log.run, key, Commits.of(log.entries), warn if allow_unverified else None, logged=True))
+    return Reader(Judge(log.run, keys, Commits.of(log.entries), warn if allow_unverified else None, logged=True))
 
 
 def left_by_governance(folder: Folder, run: Run) -> str | None:

@@ -237,6 +237,35 @@ class Key(Common):
 
 
 @dataclass(kw_only=True)
+class Rotate(Common):
+    """Replace this account's keys of logs and checkpoints; the old ones sign the new ones into the logs of these runs.
+
+    Runs that are not named are handed over when they are opened next. Give the new key (`jaxlm audit key`) to whoever
+    verifies: a stolen old one can still sign a log as it was before.
+
+    Example: jaxlm audit rotate runs/quickstart
+    """
+
+    folders: Annotated[Positional[list[Path]], arg(metavar="RUN [RUN ...]")]
+    """Run directories."""
+    destroy: bool = False
+    """Destroy the replaced private keys; runs that are not named can then not go on."""
+
+    def run(self) -> int:
+        self.no_overrides()
+        from jaxlm.custody import rotate
+
+        found = rotate(self.folders, destroy=self.destroy)
+        for each in found.handed:
+            print(f"handed over {each}")
+        for each in found.left:
+            print(f"not this account's: {each}")
+        if found.destroyed:
+            print(f"destroyed {found.destroyed} private keys")
+        return 0
+
+
+@dataclass(kw_only=True)
 class Audit(Common):
     """Verify, show, prove and witness the audit trail that a run leaves."""
 
@@ -248,6 +277,7 @@ class Audit(Common):
         | Annotated[Reveal, subcommand("reveal")]
         | Annotated[Erase, subcommand("erase")]
         | Annotated[Key, subcommand("key")]
+        | Annotated[Rotate, subcommand("rotate")]
     )
 
     def run(self) -> int:

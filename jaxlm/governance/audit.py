@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jaxlm.governance import canonical, entries, heads, merkle, notes, tiles
+from jaxlm.governance import canonical, entries, heads, merkle, notes, rotation, tiles
 from jaxlm.governance.disk import Disk, refuse_link
 from jaxlm.governance.entries import Entry
 from jaxlm.governance.errors import Rejected
@@ -12,6 +12,7 @@ from jaxlm.governance.heads import Head
 from jaxlm.governance.keys import Keys, check_pin
 from jaxlm.governance.log import HEAD, reader
 from jaxlm.governance.notes import Note, Verifier
+from jaxlm.governance.rotation import Chain
 from jaxlm.governance.tiles import WIDTH, Tiles
 
 FREQUENT = (b'"type":"train.step"}', b'"type":"train.layer"}')
@@ -22,18 +23,22 @@ class Known:
     """A log as it was read and verified against its own head.
 
     Attributes:
-        key: of the log, by the public key beside it.
+        keys: of the log, by the public key beside it and the handovers that lead to it.
         head: its signed head.
         note: with its signatures.
         entries: parsed, those of single steps left out unless asked for.
         alerts: what is odd but breaks nothing; only known after a full reading.
     """
 
-    key: Verifier
+    keys: Chain
     head: Head
     note: Note
     entries: list[Entry]
     alerts: list[str] = field(default_factory=list)
+
+    @property
+    def key(self) -> Verifier:
+        return self.keys.present
 
     @property
     def run(self) -> str:
@@ -81,11 +86,14 @@ def read_log(audit: Path, name: str = "log", *, keys: Keys | None, full: bool = 
     raws = verified(found, head)
     if seen is not None:
         check_pin(seen, head, found)
+    alerts: list[str] = []
     if full:
         known, walked = entries.walk(raws)
-        return Known(key, head, note, known, walked.alerts)
-    wanted = ((index, raw) for index, raw in enumerate(raws) if not raw.endswith(FREQUENT))
-    return Known(key, head, note, [entries.parse(index, raw) for index, raw in wanted])
+        alerts = walked.alerts
+    else:
+        known = [entries.parse(index, raw) for index, raw in enumerate(raws) if not raw.endswith(FREQUENT)]
+    keyring = rotation.follow(key, known, lambda size: merkle.root(found.node, 0, size), head.size)
+    return Known(keyring, head, note, known, alerts)
 
 
 def verified(found: Tiles, head: Head) -> Iterator[bytes]:

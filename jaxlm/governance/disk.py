@@ -50,6 +50,22 @@ def refuse_link(path: Path) -> None:
         raise Rejected(f"{path} is a link, and an audit trail holds none")
 
 
+def destroy(path: Path) -> None:
+    """Overwrites a file before its name goes: a disk may keep the old blocks all the same, and so does a copy."""
+    refuse_link(path)
+    if path.exists():
+        with os.fdopen(opened(path, os.O_RDWR), "r+b") as file:
+            file.write(bytes(os.fstat(file.fileno()).st_size))
+            file.flush()
+            os.fsync(file.fileno())
+        path.unlink()
+
+
+def sync_folder(path: Path) -> None:
+    """Makes the names in a folder safe from a power cut."""
+    _sync(path, os.O_RDONLY)
+
+
 def opened(path: Path, flags: int) -> int:
     """A descriptor of the file `path` itself. Raises Rejected where it is a link, OSError as `os.open` does."""
     try:

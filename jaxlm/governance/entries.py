@@ -10,6 +10,7 @@ ordered the log. Order comes from the log and `seq` alone; clocks are informatio
 
 import hashlib
 import math
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +32,7 @@ KINDS: dict[str, frozenset[str]] = {
     "access": frozenset({"command", "account"}),
     "dp.charge": frozenset({"mechanism", "epsilon", "state"}),
     "policy.verdict": frozenset({"rule", "policy", "action"}),
-    "key.rotate": frozenset({"old", "new", "signatures"}),
+    "key.rotate": frozenset({"of", "old", "new", "size", "root", "signatures"}),
     "erasure": frozenset({"indices", "basis"}),
 }
 """The types of entries, and what the body of each must hold."""
@@ -102,9 +103,12 @@ class Chain:
     prev: str = FIRST
     seq: int = 0
 
-    def entry(self, kind: str, body: Mapping[str, Any], t_mono: float, t_wall: float) -> bytes:
-        """The next entry. Raises Rejected when the body is not that of the kind or no JSON."""
+    def entry(
+        self, kind: str, body: Mapping[str, Any], t_mono: float | None = None, t_wall: float | None = None
+    ) -> bytes:
+        """The next entry, of now by default. Raises Rejected when the body is not that of the kind or no JSON."""
         check_body(kind, body, "a new entry")
+        t_mono, t_wall = time.monotonic() if t_mono is None else t_mono, time.time() if t_wall is None else t_wall
         raw = canonical.dump(
             {
                 "schema": SCHEMA,

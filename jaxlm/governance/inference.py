@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from jaxlm.files import write_whole
 from jaxlm.governance import canonical
-from jaxlm.governance.disk import Disk, opened, refuse_link
+from jaxlm.governance.disk import Disk, destroy, refuse_link
 from jaxlm.governance.entries import Entry
 from jaxlm.governance.errors import GovernanceError, Rejected
 from jaxlm.governance.keys import Keys
@@ -84,8 +84,8 @@ class Records:
             if not (self.folder / request).exists() and not _key(self.trail.keys, request).exists():
                 raise GovernanceError(f"record {request} is erased already")
         for request in requests:
-            _destroy(_key(self.trail.keys, request))
-            _destroy(self.folder / request)
+            destroy(_key(self.trail.keys, request))
+            destroy(self.folder / request)
         self.trail.commit("erasure", {"indices": [index[request] for request in requests], "basis": basis})
 
 
@@ -127,14 +127,3 @@ def _private(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _destroy(path: Path) -> None:
-    """Overwrites a file before its name goes: a disk may keep the old blocks all the same, but then without the key."""
-    refuse_link(path)
-    if path.exists():
-        with os.fdopen(opened(path, os.O_RDWR), "r+b") as file:
-            file.write(bytes(os.fstat(file.fileno()).st_size))
-            file.flush()
-            os.fsync(file.fileno())
-        path.unlink()

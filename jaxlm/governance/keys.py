@@ -7,8 +7,10 @@ and readable by their owner alone:
     checkpoint.pem  ECDSA P-256, signs checkpoints (model.sig)
     witness.pem     Ed25519, of `jaxlm audit witness`
     heads/          the newest head seen of each log: a log that falls behind it was rolled back
+    retired/        keys that were replaced, so that each run that they signed can be handed over to the new ones
 """
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -25,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from jaxlm.files import write_whole
 from jaxlm.governance import canonical, merkle, tiles
+from jaxlm.governance.disk import destroy, sync_folder
 from jaxlm.governance.errors import GovernanceError, Rejected
 from jaxlm.governance.heads import Head
 
@@ -69,6 +72,44 @@ class Keys:
     def has_log(self, public: bytes) -> bool:
         """True when the log key here is the one with this public key; makes none."""
         return (self.folder / "log.pem").is_file() and self.log().public_key().public_bytes_raw() == public
+
+    def rotate(self) -> None:
+        """Makes new keys for logs and checkpoints, and keeps those that they replace in `retired`. A kill leaves the
+        old ones or the new ones in place, of each kind."""
+        self._replace("log.pem", Ed25519PrivateKey)
+        self._replace("checkpoint.pem", EllipticCurvePrivateKey)
+
+    def retired_log(self, public: bytes) -> Ed25519PrivateKey | None:
+        """The private key of this raw public key, if it is one that was replaced here."""
+        return self._retired("log", hashlib.sha256(public).hexdigest(), Ed25519PrivateKey)
+
+    def retired_checkpoint(self, digest: str) -> EllipticCurvePrivateKey | None:
+        """The private key whose public key has this SHA-256 as PEM, if it is one that was replaced here."""
+        return self._retired("checkpoint", digest, EllipticCurvePrivateKey)
+
+    def destroy_retired(self) -> int:
+        """Overwrites and removes all keys that were replaced; returns how many."""
+        found = sorted((self.folder / "retired").glob("*.pem"))
+        for path in found:
+            destroy(path)
+        return len(found)
+
+    def _replace(self, name: str, kind: type[K]) -> None:
+        retired = self.folder / "retired"
+        old = self._get(name, kind)
+        retired.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.link(self.folder / name, retired / f"{name.removesuffix('.pem')}-{_fingerprint(old)}.pem")
+        sync_folder(retired)
+        aside = self.folder / f"next-{name}"
+        aside.unlink(missing_ok=True)
+        self._make(aside, kind)
+        os.replace(aside, self.folder / name)
+        sync_folder(self.folder)
+
+    def _retired(self, name: str, digest: str, kind: type[K]) -> K | None:
+        path = f"retired/{name}-{digest}.pem"
+        return self._get(path, kind) if (self.folder / path).is_file() else None
 
     def own_witness(self) -> bytes | None:
         """The raw public key of the witness of this account; None where there is none. It vouches for no log here."""
@@ -131,6 +172,12 @@ class Keys:
         finally:
             aside.unlink()
         return self._get(path.name, kind)
+
+
+def _fingerprint(key: Ed25519PrivateKey | EllipticCurvePrivateKey) -> str:
+    public = key.public_key()
+    raw = public_pem(public) if isinstance(public, EllipticCurvePublicKey) else public.public_bytes_raw()
+    return hashlib.sha256(raw).hexdigest()
 
 
 def check_pin(seen: Head, head: Head, found: tiles.Tiles) -> None:

@@ -20,7 +20,7 @@ from jaxlm.governance import heads, merkle, tiles
 from jaxlm.governance.disk import Disk, opened
 from jaxlm.governance.errors import GovernanceError, Rejected
 from jaxlm.governance.heads import Head
-from jaxlm.governance.notes import Note, Signer
+from jaxlm.governance.notes import Note, Signer, Verifier
 from jaxlm.governance.tiles import WIDTH, Tiles
 
 HEAD = "checkpoint"
@@ -76,6 +76,11 @@ class Log:
             self.close()
             raise
 
+    @property
+    def verifier(self) -> Verifier:
+        """The public key of its heads."""
+        return self._key.verifier
+
     def append(self, entries: Sequence[bytes]) -> int:
         """Adds entries in this order; returns the index of the first once all of them are durable.
 
@@ -111,6 +116,11 @@ class Log:
         note.require(self._key.verifier)
         self._put({HEAD: bytes(note)})
         self.note = note
+
+    def hand_over(self, key: Signer) -> None:
+        """From now on `key` signs, of the same name; the present head carries its signature beside the old key's."""
+        self.publish(self.note.add([key.sign(self.head.text)]))
+        self._key = key
 
     def tiles(self) -> Tiles:
         """The log as it is now, to read entries and make proofs."""

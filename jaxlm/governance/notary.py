@@ -1,18 +1,18 @@
 """Signs the checkpoints of a run, logs them, and refuses what was not signed, not logged, or is older than the log."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
-from jaxlm.governance import model_signature, tensors
+from jaxlm.governance import model_signature, rotation, tensors
 from jaxlm.governance.disk import Disk
 from jaxlm.governance.entries import Entry
-from jaxlm.governance.errors import Rejected
-from jaxlm.governance.keys import load_public, public_pem
+from jaxlm.governance.errors import GovernanceError, Rejected
+from jaxlm.governance.keys import load_public
 from jaxlm.governance.trail import Trail
 
 MANIFEST, SIGNER = "manifest.json", "signer.pem"
@@ -26,24 +26,26 @@ class Commits:
         payloads: SHA-256 of what was signed, by step; of a step saved twice, the last.
         newest: the step from which the run goes on by the log; None before the first checkpoint.
         abandoned: steps that the run went back from and has not saved again.
+        at: the index of the entry that says so, by step.
     """
 
     payloads: dict[int, str] = field(default_factory=dict)
     newest: int | None = None
     abandoned: set[int] = field(default_factory=set)
+    at: dict[int, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, entries: Iterable[Entry]) -> "Commits":
         found = cls()
         for entry in entries:
             if entry.kind == "ckpt.commit":
-                found.add(entry.body["step"], entry.body["payload"])
+                found.add(entry.body["step"], entry.body["payload"], entry.index)
             elif entry.kind == "ckpt.restore" and entry.body.get("rollback_from") is not None:
                 found.back_to(entry.body["step"] if entry.body["manifest"] is not None else None)
         return found
 
-    def add(self, step: int, payload: str) -> None:
-        self.payloads[step], self.newest = payload, step
+    def add(self, step: int, payload: str, index: int) -> None:
+        self.payloads[step], self.newest, self.at[step] = payload, step, index
         self.abandoned.discard(step)
 
     def back_to(self, step: int | None) -> None:
@@ -53,13 +55,31 @@ class Commits:
         self.abandoned |= {other for other in self.payloads if step is None or other > step}
 
 
+@dataclass(frozen=True, slots=True)
+class Signers:
+    """The public keys of a run's checkpoints.
+
+    Attributes:
+        present: signs them now.
+        former: those before it, oldest first, each with the index of the entry by which it handed over.
+    """
+
+    present: EllipticCurvePublicKey
+    former: Sequence[tuple[int, EllipticCurvePublicKey]] = ()
+
+    def of(self, index: int | None) -> EllipticCurvePublicKey:
+        """The key of its time for a checkpoint that the log has at `index`; the present one where it has none, since a
+        key that handed over signs nothing more."""
+        return next((key for until, key in self.former if index is not None and index < until), self.present)
+
+
 @dataclass
 class Judge:
-    """Says what is wrong with a checkpoint, by the public key of its run and its log.
+    """Says what is wrong with a checkpoint, by the public keys of its run and its log.
 
     Attributes:
         run: the id of the run.
-        key: signs its checkpoints.
+        keys: sign its checkpoints.
         commits: what its log says.
         forgive: is told the fault of a checkpoint that is restored all the same; None forgives nothing.
         logged: also refuse what is newer than the log. Only the run itself can know that it was stopped between
@@ -67,7 +87,7 @@ class Judge:
     """
 
     run: str
-    key: EllipticCurvePublicKey
+    keys: Signers
     commits: Commits
     forgive: Callable[[str], None] | None = None
     logged: bool = False
@@ -85,8 +105,9 @@ class Judge:
 
     def check(self, folder: Path, body: dict[str, Any]) -> model_signature.Statement:
         """What was signed. Raises Rejected where the checkpoint is not that."""
-        said = model_signature.read(folder, self.key)
-        about, step = said.governance, body["step"]
+        step = body["step"]
+        said = model_signature.read(folder, self.keys.of(self.commits.at.get(step)))
+        about = said.governance
         if about.get("run") != self.run:
             raise Rejected(f"signed for another run ({str(about.get('run'))[:12]}, this is {self.run[:12]})")
         if about.get("step") != step or said.name != str(step):
@@ -120,9 +141,13 @@ class Judge:
         return True
 
 
-def signer(audit: Path, entries: Iterable[Entry]) -> EllipticCurvePublicKey:
-    """The public key of a run's checkpoints, which lies in its audit folder, if it is the one that the log names; a log
-    in which nothing has started knows no checkpoints either.
+def signers(audit: Path, entries: Sequence[Entry]) -> Signers:
+    """The public keys of a run's checkpoints: the present one lies in its audit folder, if it is the one that the log
+    names; a log in which nothing has started knows no checkpoints either.
+
+    Args:
+        audit: the folder.
+        entries: of the log, as `read_log` verified them.
 
     Raises:
         Rejected: it is missing, no key, or another one.
@@ -131,10 +156,9 @@ def signer(audit: Path, entries: Iterable[Entry]) -> EllipticCurvePublicKey:
         key = load_public(Disk().read(audit / SIGNER))
     except (OSError, Rejected) as error:
         raise Rejected(f"{SIGNER}: {getattr(error, 'strerror', None) or error}") from None
-    starts = [entry for entry in entries if entry.kind == "run.start"]
-    if starts and hashlib.sha256(public_pem(key)).hexdigest() != starts[-1].body["signer"]:
+    if rotation.signer_digest(entries) not in (None, rotation.digest(key)):
         raise Rejected(f"{SIGNER} is not the key that the log names as that of the checkpoints")
-    return key
+    return Signers(key, rotation.former_signers(entries))
 
 
 class Notary:
@@ -149,8 +173,13 @@ class Notary:
     def __init__(self, trail: Trail, facts: dict[str, Any], forgive: Callable[[str], None] | None = None):
         self.trail = trail
         self._facts, self._key = facts, trail.keys.checkpoint()
-        commits = Commits.of(trail.history)
-        self.judge = Judge(trail.run, self._key.public_key(), commits, forgive)
+        if rotation.signer_digest(trail.history) not in (None, rotation.digest(self._key.public_key())):
+            raise GovernanceError(
+                f"the checkpoints of this run are signed by another key than checkpoint.pem in {trail.keys.folder}, "
+                "which has not handed over: bring it back, or begin another run (`train --from`)"
+            )
+        signers = Signers(self._key.public_key(), rotation.former_signers(trail.history))
+        self.judge = Judge(trail.run, signers, Commits.of(trail.history), forgive)
         self._payloads: dict[int, str] = {}
 
     def sign(self, folder: Path, body: dict[str, Any], content: bytes) -> None:
@@ -170,8 +199,8 @@ class Notary:
         """Returns once the log holds it: what comes back older than this is refused."""
         step = body["step"]
         payload = self._payloads.pop(step)
-        self.trail.commit("ckpt.commit", commit_body(body, payload))
-        self.judge.commits.add(step, payload)
+        index = self.trail.commit("ckpt.commit", commit_body(body, payload))
+        self.judge.commits.add(step, payload, index)
 
     def restored(self, entry: dict[str, Any]) -> None:
         """Logs that the run goes on from a step, with a `rollback_from` where it goes back; without a manifest, from
@@ -190,8 +219,8 @@ class Notary:
             payload = self.judge.check(folder, body).payload
         except Rejected:
             return
-        self.trail.commit("ckpt.commit", {**commit_body(body, payload), "late": True})
-        self.judge.commits.add(step, payload)
+        index = self.trail.commit("ckpt.commit", {**commit_body(body, payload), "late": True})
+        self.judge.commits.add(step, payload, index)
 
     def fault(self, folder: Path, body: dict[str, Any]) -> str | None:
         return self.judge.fault(folder, body)

@@ -23,7 +23,8 @@ from jaxlm.governance.entries import Chain, Entry
 from jaxlm.governance.errors import GovernanceError, Rejected
 from jaxlm.governance.keys import Keys, write_public
 from jaxlm.governance.log import HEAD, Log
-from jaxlm.governance.notes import LogKey, Verifier
+from jaxlm.governance.notes import LogKey
+from jaxlm.governance.rotation import hand_over
 
 BATCH = 256
 _MOST = 1 << 16
@@ -41,7 +42,9 @@ class Trail:
         patience: seconds to wait while the log is being written elsewhere.
 
     Attributes:
-        history: the entries that were there when it was opened, those of single steps left out.
+        history: the entries that were there when it was opened, those of single steps left out; and those by which the
+            keys before the present ones handed over, if they had not yet.
+        verifier: the public key of the log.
 
     Raises:
         GovernanceError: the log is not ours to write, is damaged, was rolled back, or is being written elsewhere.
@@ -64,16 +67,19 @@ class Trail:
         disk.make_folder(audit)
         if new:
             disk.sync_folder(audit.parent)
-        self.origin = self._origin()
+        key = self._key()
+        self.origin = key.name
         self.history: list[Entry] = []
-        self._log = Log(audit / name, LogKey(self.origin, self.keys.log()), patience=patience, admit=self._admit)
+        self._log = Log(audit / name, key, patience=patience, admit=self._admit)
         try:
             mine = self._last_of(host := socket.gethostname())
+            self._chain = Chain(host, uuid.uuid4().hex, mine)
+            hand_over(self._log, self._chain, key, self.keys, audit, self.history)
         except BaseException:
             self._log.close()
             raise
+        self.verifier = self._log.verifier
         self.keys.pin(self._log.head)
-        self._chain = Chain(host, uuid.uuid4().hex, mine)
         self._flush_seconds = flush_seconds
         self._change = threading.Condition()
         self._waiting: list[tuple[str, Mapping[str, Any], float, float]] = []
@@ -87,11 +93,6 @@ class Trail:
     def run(self) -> str:
         """Which run this is, in all its logs and signatures: random, made with its first log."""
         return self.origin.split("/")[1]
-
-    @property
-    def verifier(self) -> Verifier:
-        """The public key of the log."""
-        return LogKey(self.origin, self.keys.log()).verifier
 
     @property
     def host(self) -> str:
@@ -206,22 +207,23 @@ class Trail:
         if self._failure is not None:
             raise GovernanceError(f"the audit log {self.audit / self.name} cannot be written: {self._failure}")
 
-    def _origin(self) -> str:
-        """The name of the log: made when it is new, kept in its public key."""
+    def _key(self) -> LogKey:
+        """The key that signs the log, under its name: made when it is new, kept in its public key."""
         path = self.audit / f"{self.name}.vkey"
-        public = self.keys.log().public_key().public_bytes_raw()
         if not os.path.lexists(path):
             if os.path.lexists(self.audit / self.name):
                 raise Rejected(f"{path} is missing: it belongs to the log beside it")
-            run = self._given or self._run()
-            origin = origin_of(run, self.name)
-            write_public(path, f"{LogKey(origin, self.keys.log()).verifier}\n".encode())
-            return origin
-        key = notes.parse_verifier(Disk().read(path).decode())
-        run_of(key, self.name)
-        if key.key != public:
+            key = LogKey(origin_of(self._given or self._run(), self.name), self.keys.log())
+            write_public(path, f"{key.verifier}\n".encode())
+            return key
+        known = notes.parse_verifier(Disk().read(path).decode())
+        run_of(known, self.name)
+        private = self.keys.log()
+        if private.public_key().public_bytes_raw() != known.key:
+            private = self.keys.retired_log(known.key)
+        if private is None:
             raise GovernanceError(f"the log {self.audit / self.name} was begun with another key than those here")
-        return key.name
+        return LogKey(known.name, private)
 
     def _run(self) -> str:
         """The id of the run: that of its other logs, or a new one."""

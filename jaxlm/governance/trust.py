@@ -1,6 +1,6 @@
 """Whom whoever verifies trusts: a key, a policy, or nobody yet."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,26 +23,31 @@ class Trust:
     key: Verifier | None = None
     policy: Policy | None = None
 
-    def judge(self, key: Verifier, notes: Iterable[Note], own: Iterable[bytes] = ()) -> tuple[str, Head | None]:
+    def judge(
+        self, key: Verifier, notes: Iterable[Note], own: Iterable[bytes] = (), former: Sequence[Verifier] = ()
+    ) -> tuple[str, Head | None]:
         """Who vouches for a log with the public key that lies beside it, and the newest head that witnesses saw.
 
         Args:
             key: of the log, not trusted yet; the notes are signed by it.
             notes: its heads, the newest first; at least one.
             own: raw public keys of witnesses that the log's operator runs, which vouch for nothing.
+            former: keys of the log that handed over, up to `key`, each as the log shows it; whoever trusts one of them
+                trusts those after it.
 
         Raises:
             NoQuorum: no head has a quorum, and nothing else is wrong.
             Rejected: it is another log than the trusted one, or a signature does not hold.
         """
-        if self.key is not None and self.key.key != key.key:
+        known = {each.key for each in (key, *former)}
+        if self.key is not None and self.key.key not in known:
             raise Rejected(f"signed by another key than --key: {key}")
         if self.policy is None:
             return (UNKNOWN if self.key is None else f"signed by {key.name} with the key given"), None
-        listed = [log for log in self.policy.logs if log.key == key.key]
+        listed = [log for log in self.policy.logs if log.key in known]
         if not listed and self.key is None:
             raise Rejected(f"the policy does not list the log's key {key}")
-        policy = without(Policy((key,), *_rest(self.policy)), own)
+        policy = without(Policy((key, *former), *_rest(self.policy)), own)
         faults: list[Rejected] = []
         for note in notes:
             try:

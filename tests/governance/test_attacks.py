@@ -4,6 +4,7 @@ Not here are 14 to 16, on a privacy ledger, and 21, on policies: there is neithe
 1 bit flip, 2 swapped parts, 3 added, removed, emptied   test_checkpoints.py, test_signatures.py
 4 rename that keeps the digest, 24 malleable signature   test_signatures.py
 5 older checkpoint                                       test_checkpoints.py, test_run.py
+10 replaced and stolen keys                              here and test_rotation.py
 11 race at a witness                                     here and test_witness.py
 17 kill, power cut, failing disk                         test_crash.py
 25 erased prompt                                         test_inference.py
