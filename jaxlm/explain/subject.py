@@ -1,0 +1,116 @@
+"""The classifier under explanation: what it says of texts, and of texts with words taken out.
+
+Axes: B rows, T tokens, C classes, W words.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxlm.explain.texts import Encoder, by_word, split
+from jaxlm.model.classifier import Classifier
+
+ROWS = 32
+"""Rows of a batch: one shape for few compilations."""
+
+Words = Sequence[str]
+TokenScores = Callable[..., Array]
+"""`f(model, batch, classes_B, **options)` -> float32 [B, T]."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained classifier with the way from words to its tokens.
+
+    Attributes:
+        model: the classifier; over several devices where it lies on them (call inside `jax.set_mesh`).
+        encoder: words to tokens.
+        classes: the names of its classes.
+        rows: rows of a batch.
+    """
+
+    model: Classifier
+    encoder: Encoder
+    classes: tuple[str, ...]
+    rows: int = ROWS
+
+    def probabilities(self, texts: Sequence[Words], kept: Sequence[np.ndarray] | None = None) -> np.ndarray:
+        """float64 [N, C]. `kept[i]` bool [W]: words that stay where the others are hidden as padding is: nobody attends
+        to their tokens, they are not pooled, and the positions of the rest do not move."""
+        found = np.zeros((len(texts), len(self.classes)))
+        for places, batch in self.encoder.batches(texts, self.rows):
+            if kept is not None:
+                for row, place in enumerate(places):
+                    owners = batch["owners"][row]
+                    hidden = (owners >= 0) & ~np.append(kept[place], True)[owners]
+                    batch["segments"][row, hidden] = 0
+            found[places] = np.asarray(_probabilities(self.model, _tensors(batch)))[: len(places)]
+        return found
+
+    def predict_proba(self, texts: Sequence[str]) -> np.ndarray:
+        """float64 [N, C] of free texts, split into words as `texts.split` does: what LIME, SHAP and Anchors call."""
+        return self.probabilities([tuple(text.split()) if self.by_blanks else split(text) for text in texts])
+
+    by_blanks: bool = True
+    """Whether texts given as strings are words joined by blanks, as the libraries' own perturbations are."""
+
+    def predict(self, texts: Sequence[Words]) -> np.ndarray:
+        """The most likely class of each, int [N]."""
+        return self.probabilities(texts).argmax(-1)
+
+    def explain(
+        self, score: TokenScores, texts: Sequence[Words], classes: np.ndarray | None = None, **options: Any
+    ) -> list[np.ndarray]:
+        """One float64 [W] per text: the scores of its tokens added up by word.
+
+        `classes` int [N] says for which class; default the one predicted. `options` are static for jit.
+        """
+        found: list[np.ndarray] = [np.zeros(0)] * len(texts)
+        call = _jitted(score, tuple(sorted(options.items())))
+        for places, batch in self.encoder.batches(texts, self.rows):
+            wanted = np.full(self.rows, NOTHING, np.int32)
+            if classes is not None:
+                wanted[: len(places)] = classes[places]
+            scores_BT = np.asarray(call(self.model, _tensors(batch), wanted))
+            for row, place in enumerate(places):
+                found[place] = by_word(scores_BT[row], batch["owners"][row], len(texts[place]))
+        return found
+
+
+NOTHING = -1
+"""Asks for the class that the model predicts."""
+
+
+def _tensors(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: batch[name] for name in ("tokens", "positions", "segments")}
+
+
+@functools.cache
+def _jitted(score: TokenScores, options: tuple[tuple[str, Any], ...]) -> Callable[..., Array]:
+    return jax.jit(functools.partial(score, **dict(options)))
+
+
+@jax.jit
+def _probabilities(model: Classifier, batch: dict[str, Any]) -> jax.Array:
+    pooled_BD = model.represent(batch["tokens"], batch["positions"], batch["segments"])
+    return jax.nn.softmax(model.classify(pooled_BD), axis=-1)
+
+
+def chosen(logits_BC: Float[Array, "B C"], classes_B: Int[Array, " B"]) -> Float[Array, "B C"]:
+    """One-hot rows of the classes asked for; of the most likely class where none is."""
+    wanted_B = jnp.where(classes_B < 0, jnp.argmax(logits_BC, axis=-1), classes_B)
+    return jax.nn.one_hot(wanted_B, logits_BC.shape[-1], dtype=logits_BC.dtype)
+
+
+def log_odds(logits_BC: Float[Array, "B C"], onehot_BC: Float[Array, "B C"]) -> Float[Array, " B"]:
+    """The log odds of a class against all others: it does not flatten where the probability nears 1, and moving all
+    logits alike changes nothing, as it does with a single logit."""
+    of_class = jnp.sum(logits_BC * onehot_BC, axis=-1)
+    others = jax.nn.logsumexp(jnp.where(onehot_BC > 0, -jnp.inf, logits_BC), axis=-1)
+    return of_class - others
