@@ -266,6 +266,73 @@ class Rotate(Common):
 
 
 @dataclass(kw_only=True)
+class Snapshot(Common):
+    """Encrypt a checkpoint into one file in the age format; `age -d -i KEY FILE | tar x` opens it anywhere.
+
+    It is bound to the run, the step, the path and the name of the file, and the log knows its digest.
+
+    Example: jaxlm audit snapshot runs/quickstart --step 300 --recipient age1... --out quickstart-300.age
+    """
+
+    folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Run directory."""
+    step: int
+    """Of the checkpoint."""
+    recipient: list[str]
+    """Who can read it: public keys as `age-keygen` prints them."""
+    out: Path
+    """The new file."""
+
+    def run(self) -> int:
+        self.no_overrides()
+        from jaxlm.copies import take
+
+        written = take(self.folder, self.step, self.recipient, self.out)
+        print(f"saved {self.out}: {written.size:,} bytes, SHA-256 {written.digest}")
+        return 0
+
+
+@dataclass(kw_only=True)
+class Restore(Common):
+    """Decrypt a snapshot into a checkpoint, once everything that it is bound to and signed with holds.
+
+    Example: jaxlm audit restore quickstart-300.age --identity key.txt --of runs/quickstart
+    """
+
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
+    """What `jaxlm audit snapshot` wrote."""
+    identity: Path
+    """The private key, a file as `age-keygen -o` writes it."""
+    of: Path | None = None
+    """The run that it must belong to, whose log must know it; the checkpoint goes back to its place there."""
+    signer: Path | None = None
+    """Where there is no run: the public key of its checkpoints (audit/signer.pem)."""
+    step: int | None = None
+    """The step that it must be of."""
+    out: Path | None = None
+    """The new checkpoint folder, in place of the one in the run."""
+    renamed: bool = False
+    """Take it though it has another name than it was made with."""
+
+    def run(self) -> int:
+        self.no_overrides()
+        from jaxlm.copies import bring_back
+
+        found = bring_back(
+            self.file,
+            self.identity,
+            run=self.of,
+            signer=self.signer,
+            step=self.step,
+            out=self.out,
+            renamed=self.renamed,
+        )
+        known = "known to its log" if found.logged else "signed with the key given; its log was not asked"
+        print(f"restored {found.folder}: step {found.binding.step} of run {found.binding.run[:12]}, {known}")
+        return 0
+
+
+@dataclass(kw_only=True)
 class Audit(Common):
     """Verify, show, prove and witness the audit trail that a run leaves."""
 
@@ -278,6 +345,8 @@ class Audit(Common):
         | Annotated[Erase, subcommand("erase")]
         | Annotated[Key, subcommand("key")]
         | Annotated[Rotate, subcommand("rotate")]
+        | Annotated[Snapshot, subcommand("snapshot")]
+        | Annotated[Restore, subcommand("restore")]
     )
 
     def run(self) -> int:

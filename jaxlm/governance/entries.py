@@ -25,6 +25,7 @@ KINDS: dict[str, frozenset[str]] = {
     "plan.adopt": frozenset({"step", "plan", "summary"}),
     "ckpt.commit": frozenset({"step", "manifest", "payload", "tensor_root"}),
     "ckpt.restore": frozenset({"step", "manifest", "tensor_root"}),
+    "ckpt.snapshot": frozenset({"step", "payload", "name", "digest"}),
     "train.layer": frozenset({"step", "gradient", "weight", "update"}),
     "train.step": frozenset({"step", "loss", "batch"}),
     "eval": frozenset({"step"}),
