@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
@@ -163,6 +164,14 @@ class Auditing:
     def evaluated(self, record: dict[str, Any]) -> None:
         if self.leader:
             self._record("eval", record)
+
+    def log_facts(self) -> dict[str, float]:
+        """What rules may read of the log: durable entries, waiting ones, seconds since witnesses vouched for all."""
+        assert self.trail is not None
+        facts: dict[str, float] = {"size": self.trail.size, "waiting": self.trail.waiting}
+        if self.witnessing is not None:
+            facts["witness_age"] = time.monotonic() - self.witnessing.since
+        return facts
 
     def _witnesses(self, path: Path) -> Callable[[], Witnessing]:
         """Begins to ask the witnesses of a policy, which is read now. One that is down is asked while the log can

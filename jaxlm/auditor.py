@@ -10,7 +10,7 @@ from typing import Any
 from jaxlm.checkpoints import manifest
 from jaxlm.checkpoints.errors import CheckpointError
 from jaxlm.folder import Folder, open_run
-from jaxlm.governance import canonical, entries, evidence, heads, merkle, model_signature, node, notes
+from jaxlm.governance import canonical, entries, evidence, heads, merkle, model_signature, node, notes, policy_audit
 from jaxlm.governance.audit import Known, read_log
 from jaxlm.governance.entries import Entry
 from jaxlm.governance.errors import GovernanceError, Rejected
@@ -81,6 +81,10 @@ def verify_run(path: Path, trust: Trust, *, pins: bool = True) -> Report:
     if "log" in known:
         _complete(report, known["log"], names, Keys() if pins else None)
         _configured(report, folder, known["log"])
+        obeyed = policy_audit.check(folder.audit, known["log"].run, known["log"].entries)
+        report.lines += obeyed.lines
+        report.alerts += obeyed.alerts
+        report.faults += obeyed.faults
     report.alerts += node.cloned(e.body["node"] for log in known.values() for e in log.entries if e.kind == "run.start")
     if "log" in known:
         _checkpoints(report, folder, run.checkpoint.build(folder.checkpoints).directory, known["log"])

@@ -13,6 +13,7 @@ from jaxlm.checkpoints.errors import CheckpointError
 from jaxlm.checkpoints.store import Store
 from jaxlm.compiled import Compiler, Ticking, target_of
 from jaxlm.config import Run, Sample
+from jaxlm.consulting import consult
 from jaxlm.data.config import DataError
 from jaxlm.data.corpus import Corpus, gzip_bits_per_byte
 from jaxlm.data.loader import Loader
@@ -209,6 +210,9 @@ def evaluate_texts(
     A text is a folder, glob or file, which the run's tokenizer encodes; None is the run's own held-out split.
     """
     trained = open_trained(path, step, "eval", allow_unverified=allow_unverified)
+    nothing = {"prompt": "", "prompt_chars": 0, "prompt_tokens": 0, "tokens": 0, "temperature": 0.0}
+    for text in texts:
+        consult(trained.folder, {"command": "eval", "data": text or "", **nothing, "checkpoint": trained.step})
     corpora = [_text(trained, text) for text in texts]
     with jax.set_mesh(trained.session.mesh):
         model = trained.model()
@@ -242,6 +246,10 @@ def generate_text(
 ) -> Iterator[bytes]:
     """The bytes that the model adds to the prompt, piece by piece; of a model that translates, the translation."""
     trained = open_trained(path, step, "generate", allow_unverified=allow_unverified)
+    tokens = len(trained.tokenizer.encode(how.prompt or ""))
+    asked = {"command": "generate", "prompt": how.prompt or "", "prompt_chars": len(how.prompt or ""), "data": ""}
+    asked |= {"prompt_tokens": tokens, "tokens": how.tokens, "temperature": how.temperature}
+    consult(trained.folder, {**asked, "checkpoint": trained.step})
     pairs = trained.run.data.parallel is not None
     with jax.set_mesh(trained.session.mesh):
         model, made = plain(trained.model()), b""

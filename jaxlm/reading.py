@@ -158,7 +158,7 @@ def newest_to_read(
     return found.step
 
 
-def _readers(folder: Folder) -> Trail:
+def readers(folder: Folder) -> Trail:
     """The log of commands that read; two of them at once write one after the other."""
     return Trail(folder.audit, "readers", keys=Keys(outside=folder.path), patience=PATIENCE_SECONDS)
 
@@ -169,7 +169,7 @@ def accessed(folder: Folder, command: str, **more: Any) -> None:
     if not folder.audit.exists():
         return
     try:
-        with _readers(folder) as trail:
+        with readers(folder) as trail:
             trail.commit("access", {"command": command, "account": node.account(), **more})
     except (GovernanceError, OSError) as error:
         print(f"audit: this access is not logged: {error}", file=sys.stderr)
@@ -180,7 +180,7 @@ def inferred(folder: Folder, body: dict[str, Any], **public: Any) -> None:
     if not folder.audit.exists():
         return
     try:
-        with _readers(folder) as trail:
+        with readers(folder) as trail:
             Records(trail).add(body, **public)
     except (GovernanceError, OSError) as error:
         print(f"audit: this inference is not logged: {error}", file=sys.stderr)

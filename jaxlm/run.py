@@ -7,15 +7,17 @@ from pathlib import Path
 
 import jax
 
-from jaxlm.auditing import auditing
+from jaxlm.auditing import Auditing, Unaudited, auditing
 from jaxlm.config import Run, schedule_change
 from jaxlm.data.prepare import prepare
 from jaxlm.data.progress import show_progress, silent
 from jaxlm.files import DiskFull, room, user_cache, write_whole
 from jaxlm.finetune import check_parent
 from jaxlm.folder import Folder, write_json
+from jaxlm.governance.policy import load as load_policy
 from jaxlm.model.attention import say_kernel
 from jaxlm.planned import beside, choose_plan, predicted
+from jaxlm.policing import Policing, Unpoliced
 from jaxlm.running import running
 from jaxlm.runtime.distributed import start
 from jaxlm.runtime.lock import run_lock
@@ -25,10 +27,10 @@ from jaxlm.session import Session, described_machine, expected_vocab, local_mach
 from jaxlm.setup import Options, Setup, resume_command
 from jaxlm.state import first_state
 from jaxlm.syncing import asked, describe, held_bytes
-from jaxlm.trainer.loop import Outcome
+from jaxlm.trainer.loop import Halted, Outcome
 from jaxlm.trainer.stop import StopSignal
 from jaxlm.trainer.tracking import require_tracking
-from jaxlm.training import DONE, Say, Stopped, Training
+from jaxlm.training import DONE, HALTED, Say, Stopped, Training
 from jaxlm.tree import named_leaves
 from jaxlm.watching import monitor_of
 from planners.explain import explain
@@ -39,7 +41,8 @@ NOTHING_LOST = "no step was taken since the last checkpoint, so nothing is lost;
 def train(run: Run, directory: Path, options: Options = Options()) -> int:
     """Plans, trains, checkpoints, evaluates and samples; goes on by itself where this run directory left off.
 
-    Returns the exit code: 0 done, 3 stopped with the last good state saved, 128+n after a signal and a save.
+    Returns the exit code: 0 done, 3 stopped with the last good state saved, 4 halted by its policy,
+    128+n after a signal and a save.
     """
     require_tracking(run.train.wandb)
     run.checkpoint.require()
@@ -60,6 +63,8 @@ def _begin(run: Run, directory: Path, options: Options, stop: StopSignal) -> int
     leader = jax.process_index() == 0
     say: Say = (lambda text: print(text, flush=True)) if leader else (lambda text: None)
     folder = Folder(directory)
+    if leader and run.governance.policy is not None:
+        load_policy(Path(run.governance.policy))
     how = numerics(run.model, jax.default_backend())
     file = options.cluster_file
     cluster = local_machine() if file is None else described_machine(file)
@@ -86,6 +91,8 @@ def _begin(run: Run, directory: Path, options: Options, stop: StopSignal) -> int
                 folder.make()
                 lock.enter_context(run_lock(directory))
             return _train(setup, stop, say, lock.enter_context(monitor_of(setup, say)))
+    except Halted as halted:
+        raise Stopped(f"its policy lets it not go on ({halted})", f"Resume: {resume_command(setup)}", HALTED) from None
     except DiskFull as error:
         raise Stopped(str(error), f"Make room, then resume: {resume_command(setup)}") from error
 
@@ -99,6 +106,7 @@ def _train(setup: Setup, stop: StopSignal, say: Say, monitor: Monitor) -> int:
     with (
         jax.set_mesh(session.mesh),
         auditing(setup, say) as audit,
+        _policing(setup, audit, stop, say, monitor) as police,
         run.checkpoint.build(folder.checkpoints, audit.notary) as store,
     ):
         if extra := held_bytes(session.sync, session.abstract.sync):
@@ -107,6 +115,7 @@ def _train(setup: Setup, stop: StopSignal, say: Say, monitor: Monitor) -> int:
         monitor.accept()
         audit.started(corpus.digest, done, list(named_leaves(session.abstract.model)))
         audit.restored(store, done)
+        police.started(done, list(named_leaves(session.abstract.model)), store)
         if (travel := describe(session.sync)) is not None:
             say(travel)
         if leader:
@@ -115,7 +124,7 @@ def _train(setup: Setup, stop: StopSignal, say: Say, monitor: Monitor) -> int:
             write_whole(folder.explanation, (explain(setup.plan, setup.cluster) + "\n").encode())
             write_whole(folder.tokenizer, corpus.tokenizer.model)
         shares = store.facts(done).get("shares") if done else None
-        training = Training(running(setup, session, corpus, shares), corpus, store, audit, stop, say, monitor)
+        training = Training(running(setup, session, corpus, shares), corpus, store, audit, police, stop, say, monitor)
         if done < run.train.steps:
             return training.run(state, done)
         if folder.finished() == done:
@@ -124,3 +133,12 @@ def _train(setup: Setup, stop: StopSignal, say: Say, monitor: Monitor) -> int:
         say(f"all {done} steps are done; what comes after them is not, and follows")
         stop.kept = f"all {done} steps are done and saved. Resume: {resume_command(setup)}"
         return training.finish(Outcome(state, done, "done"), {"train_seconds": 0.0, "compile_seconds": 0.0})
+
+
+def _policing(
+    setup: Setup, audit: Auditing | Unaudited, stop: StopSignal, say: Say, monitor: Monitor
+) -> Policing | Unpoliced:
+    if not isinstance(audit, Auditing):
+        return Unpoliced()
+    assert audit.trail is not None
+    return Policing(setup, audit.trail, audit.log_facts, lambda: stop.received, say, monitor.phase)

@@ -23,6 +23,7 @@ from jaxlm.feedback import Feedback
 from jaxlm.files import room
 from jaxlm.folder import write_json
 from jaxlm.governance.errors import GovernanceError
+from jaxlm.policing import Policing, Unpoliced
 from jaxlm.replan import Replanner
 from jaxlm.running import Running
 from jaxlm.runtime.monitor import Monitor
@@ -44,17 +45,15 @@ from jaxlm.watching import Fallback, note, react
 
 Say = Callable[[str], None]
 
-DONE, STOPPED = 0, 3
+DONE, STOPPED, HALTED = 0, 3, 4
 
 
 class Stopped(Exception):
     """The run cannot go on for want of something a person can give, such as room; `remedy` says what to do."""
 
-    code = STOPPED
-
-    def __init__(self, why: str, remedy: str):
+    def __init__(self, why: str, remedy: str, code: int = STOPPED):
         super().__init__(why)
-        self.remedy = remedy
+        self.remedy, self.code = remedy, code
 
 
 class Training:
@@ -69,11 +68,13 @@ class Training:
         corpus: Corpus,
         store: Store,
         audit: Auditing | Unaudited,
+        policing: Policing | Unpoliced,
         stop: StopSignal,
         say: Say,
         monitor: Monitor,
     ):
-        self.now, self.corpus, self.store, self.audit, self.monitor = now, corpus, store, audit, monitor
+        self.now, self.corpus, self.store, self.monitor = now, corpus, store, monitor
+        self.audit, self.policing = audit, policing
         self.stop, self.say, self.again = stop, say, now.setup.options.again
         self.run_config, self.folder = now.setup.run, now.setup.folder
         self.leader = jax.process_index() == 0
@@ -111,6 +112,7 @@ class Training:
             note(self.monitor, finished)
             fallback(finished)
             self.audit.observe(finished)
+            self.policing.observe(finished)
             self.now.recorder(finished)
             if self.now.balancer is not None:
                 self.now.balancer.say = say
@@ -126,7 +128,8 @@ class Training:
 
         saving = self._saving(meter.flush, moving)
         checking = Every(run.train.check_replicas, self._check_replicas)
-        hooks: Sequence[Hook] = self.monitor.around((checking, saving, evaluating))
+        self.policing.say, self.policing.save = say, saving.finally_save
+        hooks: Sequence[Hook] = self.monitor.around((self.policing, checking, saving, evaluating))
         began = time.monotonic()
         try:
             with self.stop.deferred(), ExitStack() as last:
@@ -153,6 +156,7 @@ class Training:
                             pause=chooser.pause if chooser is not None else lambda step: False,
                         )
                     if outcome.reason != "paused":
+                        outcome = self.policing.last(outcome)
                         break
                     assert changes is not None
                     state, done = outcome.state, outcome.step
@@ -256,6 +260,7 @@ class Training:
             writer(record)
             writer.close()
         self.audit.evaluated(record)
+        self.policing.evaluated(record)
         if self.tracking is not None:
             self.tracking.evaluated(record)
         say(f"held-out at step {step}: {result['bits_per_byte']:.4f} bits per byte, loss {result['loss']:.4f}")
@@ -271,6 +276,10 @@ class Training:
 
     def _stopped(self, outcome: Outcome, saved: bool, asked: int | None) -> int:
         self._compare(learning=False)
+        if outcome.reason == "halted":
+            where = f"state after step {outcome.step} saved and verified" if saved else "nothing saved"
+            self.say(f"halted by its policy ({outcome.why}); {where}. Resume: {self._resume()}")
+            return HALTED
         if outcome.reason != "nonfinite":
             assert asked is not None
             self.say(f"stopped by signal {asked}; {self.stop.kept}")

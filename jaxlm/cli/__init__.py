@@ -20,7 +20,7 @@ from jaxlm.cli.planning import MakePlan
 from jaxlm.cli.runs import Eval, Generate, Plot
 from jaxlm.cli.training import Train
 
-USER_ERROR, STOPPED, FAILURE = 2, 3, 1
+USER_ERROR, STOPPED, DENIED, FAILURE = 2, 3, 4, 1
 
 Command = (
     Annotated[Train, subcommand("train")]
@@ -38,7 +38,8 @@ Command = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses, runs, and exits: 0 done, 2 bad input, 3 stopped on purpose, 1 failure, 128+n signal after saving."""
+    """Parses, runs, and exits: 0 done, 2 bad input, 3 stopped on purpose, 4 a policy said no, 1 failure, 128+n after a
+    signal and a save."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     marks = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
     description = "Plans how to train a language model, trains it, and leaves checkpoints and a record behind."
@@ -76,7 +77,10 @@ def guarded(command: Any) -> int:
 
 def _code(error: Exception) -> int:
     from jaxlm.files import DiskFull
+    from jaxlm.governance.errors import Denied
 
+    if isinstance(error, Denied):
+        return DENIED
     return USER_ERROR if isinstance(error, _user_errors()) else STOPPED if isinstance(error, DiskFull) else FAILURE
 
 

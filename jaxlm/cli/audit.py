@@ -9,6 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg, subcommand
 
 from jaxlm.cli.common import Common, Refused
+from jaxlm.cli.policies import Approve, Policies
 
 DOES_NOT_HOLD = 1
 
@@ -222,16 +223,28 @@ class Erase(Common):
 class Key(Common):
     """Print the public key of this account's logs: what `verify --key` and a witness's --node need from you.
 
+    With --file, that of an approver, whose private key is made in the file where there is none.
+
     Example: jaxlm audit key > node.vkey
     """
+
+    file: Path | None = None
+    """The private key of somebody who approves what a policy paused or halted; keep it away from the run."""
+    name: str | None = None
+    """With --file: the approver's name, which verdicts are signed with."""
 
     def run(self) -> int:
         self.no_overrides()
         import socket
 
-        from jaxlm.governance.keys import Keys
+        from jaxlm.governance.keys import Keys, private_key
         from jaxlm.governance.notes import LogKey
 
+        if (self.file is None) != (self.name is None):
+            raise Refused("--file and --name go together")
+        if self.file is not None and self.name is not None:
+            print(LogKey(self.name, private_key(self.file, make=True)).verifier)
+            return 0
         print(LogKey(socket.gethostname(), Keys().log()).verifier)
         return 0
 
@@ -347,6 +360,8 @@ class Audit(Common):
         | Annotated[Rotate, subcommand("rotate")]
         | Annotated[Snapshot, subcommand("snapshot")]
         | Annotated[Restore, subcommand("restore")]
+        | Annotated[Policies, subcommand("policy")]
+        | Annotated[Approve, subcommand("approve")]
     )
 
     def run(self) -> int:

@@ -88,7 +88,7 @@ class Program:
         for path in sorted(self.reads):
             _require_finite(path, facts)
         try:
-            given = {name: json_to_cel(value) for name, value in facts.items()}
+            given = {name: json_to_cel(facts[name]) for name in {path[0] for path in self.reads} & facts.keys()}
             said = run.evaluate(given)
         except CELEvalError as error:
             raise Fault(_sentence(error)) from None

@@ -11,12 +11,14 @@ class GovernanceConfig:
         enabled: sign checkpoints and log what happens; with false nothing is logged, signed or verified against a log.
         layers_every: steps between entries with the norms of each tensor's gradient, weights and update; 0: never.
         flush_seconds: how long an entry waits for others before it is made durable; checkpoints never wait.
+        policy: a file of rules that alert, pause or halt training, or deny requests (configs/policy.yaml); null: none.
         witnesses: a tlog-policy file with the logs' witnesses, their URLs and the quorum; null: no witness is asked.
     """
 
     enabled: bool = True
     layers_every: int = 20
     flush_seconds: float = 2.0
+    policy: str | None = None
     witnesses: str | None = None
 
     def __post_init__(self) -> None:
@@ -24,3 +26,7 @@ class GovernanceConfig:
             raise ValueError(f"governance.layers_every={self.layers_every} must not be negative; 0 logs no layers")
         if self.flush_seconds <= 0:
             raise ValueError(f"governance.flush_seconds={self.flush_seconds} must be positive")
+        if self.policy is not None and not self.enabled:
+            raise ValueError(
+                f"governance.policy={self.policy} needs the log that its verdicts go to: set governance.enabled to true"
+            )

@@ -32,7 +32,9 @@ KINDS: dict[str, frozenset[str]] = {
     "infer.io": frozenset({"request", "commitment"}),
     "access": frozenset({"command", "account"}),
     "dp.charge": frozenset({"mechanism", "epsilon", "state"}),
+    "policy.load": frozenset({"policy", "before"}),
     "policy.verdict": frozenset({"rule", "policy", "action"}),
+    "policy.approval": frozenset({"verdict", "decision", "note"}),
     "key.rotate": frozenset({"of", "old", "new", "size", "root", "signatures"}),
     "erasure": frozenset({"indices", "basis"}),
 }

@@ -180,6 +180,17 @@ def _fingerprint(key: Ed25519PrivateKey | EllipticCurvePrivateKey) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
+def private_key(path: Path, *, make: bool = False) -> Ed25519PrivateKey:
+    """The Ed25519 key in a PEM file, such as an approver's; with `make`, a new one where there is none.
+
+    Raises:
+        GovernanceError: the file is missing, others may read it, or it holds something else.
+    """
+    if not make and not path.is_file():
+        raise GovernanceError(f"{path} is no file; `jaxlm audit key --file {path} --name NAME` makes a key")
+    return Keys(path.parent)._get(path.name, Ed25519PrivateKey)
+
+
 def check_pin(seen: Head, head: Head, found: tiles.Tiles) -> None:
     """Raises Rejected when the log with this head is not what was `seen` of it, and more."""
     if head.size < seen.size:

@@ -98,6 +98,16 @@ class Trail:
     def host(self) -> str:
         return self._chain.host
 
+    @property
+    def size(self) -> int:
+        """Entries that are durable."""
+        return self._first + self._done
+
+    @property
+    def waiting(self) -> int:
+        """Entries that are not durable yet."""
+        return self._taken - self._done
+
     def record(self, kind: str, body: Mapping[str, Any]) -> int:
         """Takes an entry and returns at once, with a ticket for `wait`.
 

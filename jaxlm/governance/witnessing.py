@@ -1,6 +1,7 @@
 """Shows the heads of a log to its witnesses while it grows; training never waits for them."""
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,11 +26,15 @@ class Witnessing:
         policy: witnesses with their URLs.
         alert: is told what is wrong, from the thread.
         seconds: between two heads.
+
+    Attributes:
+        size: of the newest head that has a quorum; -1 before there is one.
+        since: when all that was there had a quorum last, by the clock that only goes forward; at first, its beginning.
     """
 
     def __init__(self, folder: Path, policy: Policy, alert: Callable[[str], None], seconds: float = SECONDS):
         self.folder, self.policy, self._alert, self._seconds = folder, policy, alert, seconds
-        self.size = -1  # of the newest head that has a quorum
+        self.size, self.since = -1, time.monotonic()
         self._down: set[str] = set()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._work, name="witnesses", daemon=True)
@@ -53,6 +58,7 @@ class Witnessing:
         note = notes.parse((self.folder / HEAD).read_bytes())
         size = int(note.text.split("\n")[1])
         if size == self.size:
+            self.since = time.monotonic()
             return
         note, failed = cosign(self.policy, note, reader(self.folder, size))
         for name, why in failed.items():
@@ -65,7 +71,7 @@ class Witnessing:
             return
         self._down -= {"quorum", "the witnesses"}
         write_whole(cosigned(self.folder), bytes(note))
-        self.size = size
+        self.size, self.since = size, time.monotonic()
 
     def _complain(self, name: str, why: str) -> None:
         if name not in self._down:

@@ -43,8 +43,8 @@ class Ended:
     """How a job ended.
 
     Attributes:
-        code: its exit code as `jaxlm train` gives it: 0 done, 2 bad input, 3 stopped on purpose, 128+n after a signal
-            and a save, else 1.
+        code: its exit code as `jaxlm train` gives it: 0 done, 2 bad input, 3 stopped on purpose, 4 halted by a policy,
+            128+n after a signal and a save, else 1.
         host: the host that failed first; None where none did, or nobody can tell.
         why: what it said, or how it died.
         seconds: from the failure to the end of the last process.
@@ -191,7 +191,7 @@ class Hosts:
             return Ended(code=1, host=self._hosts[blamed[0]].spec.host, why=blamed[1])
         first = (causes or failed)[0]
         code = first.process.returncode
-        if code > 128 or code in (2, 3):
+        if code > 128 or code in (2, 3, 4):
             return Ended(code=code, host=first.spec.host, why=last_words(first.text()))
         return Ended(code=1, host=first.spec.host, why=_how(code) if code < 0 else last_words(first.text()))
 

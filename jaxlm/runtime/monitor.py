@@ -328,6 +328,8 @@ class _Phased:
             self.hook(step, state)
 
 
+REVIEWING = "waits for a review"
+"""The phase in which nothing need happen for days."""
 _NEEDED = {"host", "beat", "phase", "step", "finished", "step_seconds"}
 """What a file must say for it to be a report."""
 

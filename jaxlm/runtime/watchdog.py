@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxlm.runtime.monitor import STEPPING, WAITING, read_reports
+from jaxlm.runtime.monitor import REVIEWING, STEPPING, WAITING, read_reports
 
 STEPS = (STEPPING, WAITING)
 """Phases in which a next step is expected soon."""
@@ -85,6 +85,8 @@ class Watchdog:
         return self._stalled(reports, now)
 
     def _stalled(self, reports: dict[int, dict[str, Any]], now: float) -> tuple[int | None, str] | None:
+        if any(report["phase"] == REVIEWING for report in reports.values()):
+            return None  # all wait for a person, who may take days
         still = min(now - self._seen[host].place_at for host in reports)
         if not all(report["phase"] in STEPS for report in reports.values()):
             if still <= self.patience.other:

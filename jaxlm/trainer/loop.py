@@ -30,13 +30,19 @@ class Hook(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How the loop ended: `done`, `paused`, `signal` or `nonfinite`, after `step` finished steps."""
+    """How the loop ended: `done`, `paused`, `signal`, `nonfinite` or `halted`, after `step` finished steps; `why` is
+    what a hook that halted it said."""
 
     state: TrainState[Any]
     step: int
     reason: str
     signal: int | None = None
     tensors: tuple[str, ...] = ()
+    why: str = ""
+
+
+class Halted(Exception):
+    """A hook ends the run for good; the message says why."""
 
 
 class NonFinite(Exception):
@@ -82,8 +88,8 @@ def train(
 
     `stop(step)` returns a signal number to end after that many steps. A step that is not finite leaves model and
     optimizer untouched (see `make_train_step`); the outcome then says so and holds the last good state. A hook may
-    give up with Interrupted, which ends the loop like a signal; the hooks after it are left out. `pause(step)` ends it
-    after that many steps so that the caller may go on in another way.
+    give up with Interrupted, which ends the loop like a signal, or with Halted; the hooks after it are left out.
+    `pause(step)` ends it after that many steps so that the caller may go on in another way.
     """
     meter = _Meter(tensors, report, clock)
     if isinstance(step, BalancedStep):
@@ -103,6 +109,8 @@ def train(
                         hook(done, state)
                 except Interrupted as signal:
                     asked = signal.number
+                except Halted as halted:
+                    return Outcome(state, done, "halted", why=str(halted))
                 meter.restart()
             if asked is not None:
                 return Outcome(state, done, "signal", signal=asked)
