@@ -114,15 +114,14 @@ def undecided(entries: Iterable[Entry]) -> list[Open]:
 
 def approved_rules(entries: Iterable[Entry]) -> set[str]:
     """The rules whose newest verdict was approved: what is broken and known to be is not told again."""
-    rules: dict[int, str] = {}
-    newest: dict[str, bool] = {}
+    newest: dict[str, int] = {}
+    approved: set[int] = set()
     for entry in entries:
         if entry.kind == "policy.verdict" and entry.body.get("approval") is True:
-            rules[entry.index] = entry.body["rule"]
-            newest[entry.body["rule"]] = False
+            newest[entry.body["rule"]] = entry.index
         elif entry.kind == "policy.approval" and entry.body["decision"] == "approve":
-            newest[rules.get(entry.body["verdict"], "")] = True
-    return {rule for rule, approved in newest.items() if approved}
+            approved.add(entry.body["verdict"])
+    return {rule for rule, index in newest.items() if index in approved}
 
 
 def in_force(entries: Iterable[Entry]) -> str | None:

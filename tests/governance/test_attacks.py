@@ -1,5 +1,5 @@
 """One test for each attack that is not in the files beside this one; each shows that without the defence it succeeds.
-Not here are 14 to 16, on a privacy ledger, and 21, on policies: there is neither yet.
+Not here are 14 to 16, on a privacy ledger: there is none yet.
 
 1 bit flip, 2 swapped parts, 3 added, removed, emptied   test_checkpoints.py, test_signatures.py
 4 rename that keeps the digest, 24 malleable signature   test_signatures.py
@@ -7,6 +7,7 @@ Not here are 14 to 16, on a privacy ledger, and 21, on policies: there is neithe
 10 replaced and stolen keys                              here and test_rotation.py
 11 race at a witness                                     here and test_witness.py
 17 kill, power cut, failing disk                         test_crash.py
+21 a policy that throws, hangs, is edited or gone         test_judging.py, test_engine.py, test_approvals.py
 25 erased prompt                                         test_inference.py
 26 every changed byte                                    test_formats.py, test_merkle.py, test_signatures.py
 """
