@@ -11,6 +11,7 @@ from jaxlm.governance.config import GovernanceConfig
 from jaxlm.model.config import PRESETS, ModelConfig
 from jaxlm.model.generate import Sampling
 from jaxlm.optim import AdamW, Optimizer
+from jaxlm.privacy.config import PrivacyConfig
 from jaxlm.trainer.config import TrainConfig
 from planners.wishes import Search
 
@@ -72,6 +73,7 @@ class Run:
         train: length, batch and reporting.
         checkpoint: when to save and what to keep.
         governance: the audit trail: what is logged, signed and witnessed.
+        privacy: whether training is differentially private, and the budget of that.
         sample: the text printed at the end.
     """
 
@@ -85,6 +87,7 @@ class Run:
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     governance: GovernanceConfig = field(default_factory=GovernanceConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     sample: Sample = field(default_factory=Sample)
 
     def __post_init__(self) -> None:
@@ -95,6 +98,8 @@ class Run:
                 "model.causal=false: a run trains a language model, and a bidirectional one sees the token that it "
                 "should predict; set model.causal to true"
             )
+        if self.privacy.enabled:
+            self._check_privacy()
         if self.plan.remat_feedback.every and self.train.replan.enabled:
             raise ValueError(
                 "plan.remat_feedback.every and train.replan.enabled would both change the plan while the run trains; "
@@ -105,6 +110,27 @@ class Run:
                 f"data.sequence={self.data.sequence} is longer than the model's "
                 f"{self.model.positions} learned positions"
             )
+
+    def _check_privacy(self) -> None:
+        """Raises ValueError for what would let out more than the noise covers, or cannot be clipped row by row."""
+        data, sure = self.data, "privacy.enabled"
+        refused = {
+            f"data.mode={data.mode}: what is protected is a document, and packed rows hold pieces of several; set "
+            "data.mode to truncate": data.mode == "pack",
+            "data.limit_bytes: a document would decide which others are read; leave it out": data.limit_bytes
+            is not None,
+            "data.mixture: the parts would be sampled at different rates; train on data.path": bool(data.mixture),
+            "data.tokenizer: a vocabulary learned from the protected text tells of it; set data.tokenizer.path to one "
+            "that was made from other text": data.tokenizer.path is None,
+            "governance.enabled=false: every charge belongs into the audit log; set it to true": not (
+                self.governance.enabled
+            ),
+            "train.replan.enabled: probes would take steps; leave --replan out": self.train.replan.enabled,
+            "plan.remat_feedback.every: it measures steps of its own; set it to 0": self.plan.remat_feedback.every > 0,
+        }
+        for why, is_so in refused.items():
+            if is_so:
+                raise ValueError(f"{sure} and {why}")
 
 
 def load(path: Path, arguments: Sequence[str] = ()) -> Run:

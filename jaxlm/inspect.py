@@ -21,6 +21,7 @@ from jaxlm.data.prepare import prepare, prepare_text
 from jaxlm.data.progress import show_progress
 from jaxlm.data.show import show
 from jaxlm.data.tokenizer import Tokenizer
+from jaxlm.decode import ConfigError
 from jaxlm.evaluation import Judge, continuation, evaluation_table
 from jaxlm.files import user_cache
 from jaxlm.folder import Folder, open_run
@@ -28,6 +29,7 @@ from jaxlm.ledger import constants, memory_for, memory_path
 from jaxlm.model.generate import plain
 from jaxlm.model.latency import latency
 from jaxlm.model.transformer import Transformer
+from jaxlm.privacy.mechanisms import mechanism
 from jaxlm.reading import accessed, inferred, newest_to_read, reader
 from jaxlm.runtime.aot import CHIPS, chip_name
 from jaxlm.runtime.distributed import Job, start
@@ -140,9 +142,17 @@ def prepare_data(run: Run) -> tuple[str, dict[str, Any]]:
 
 
 def show_data(run: Run, step: int) -> str:
-    """What the model sees at step `step`."""
+    """What the model sees at step `step`. Raises ConfigError where only the run itself may know."""
+    if run.privacy.enabled:
+        raise ConfigError(
+            "privacy.enabled: who is in the sample of a step is a secret that its noise relies on, written nowhere"
+        )
     corpus = prepare(run.data, show_progress())
     return show(corpus, _loader(run, corpus), step)
+
+
+def _same(text: str, other: str) -> bool:
+    return text == other or Path(text).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def _loader(run: Run, corpus: Corpus) -> Loader:
@@ -210,9 +220,14 @@ def evaluate_texts(
     A text is a folder, glob or file, which the run's tokenizer encodes; None is the run's own held-out split.
     """
     trained = open_trained(path, step, "eval", allow_unverified=allow_unverified)
+<<<<<<< HEAD
     nothing = {"prompt": "", "prompt_chars": 0, "prompt_tokens": 0, "tokens": 0, "temperature": 0.0}
     for text in texts:
         consult(trained.folder, {"command": "eval", "data": text or "", **nothing, "checkpoint": trained.step})
+=======
+    if trained.run.privacy.enabled and any(text is not None and _same(text, trained.run.data.path) for text in texts):
+        mechanism({"kind": "exact"})  # says why not
+>>>>>>> 115d027 (Private training: DP-SGD with per-document clipping, each step charged to a ledger and the audit log before it reads)
     corpora = [_text(trained, text) for text in texts]
     with jax.set_mesh(trained.session.mesh):
         model = trained.model()

@@ -11,6 +11,7 @@ from jaxlm.auditing import Auditing, Unaudited, auditing
 from jaxlm.config import Run, schedule_change
 from jaxlm.data.prepare import prepare
 from jaxlm.data.progress import show_progress, silent
+from jaxlm.data.sources import TRAIN
 from jaxlm.files import DiskFull, room, user_cache, write_whole
 from jaxlm.finetune import check_parent
 from jaxlm.folder import Folder, write_json
@@ -25,6 +26,7 @@ from jaxlm.runtime.monitor import Monitor
 from jaxlm.runtime.peers import Peers
 from jaxlm.session import Session, described_machine, expected_vocab, local_machine, numerics, resolve, workload_of
 from jaxlm.setup import Options, Setup, resume_command
+from jaxlm.spending import Spending
 from jaxlm.state import first_state
 from jaxlm.syncing import asked, describe, held_bytes
 from jaxlm.trainer.loop import Halted, Outcome
@@ -124,7 +126,14 @@ def _train(setup: Setup, stop: StopSignal, say: Say, monitor: Monitor) -> int:
             write_whole(folder.explanation, (explain(setup.plan, setup.cluster) + "\n").encode())
             write_whole(folder.tokenizer, corpus.tokenizer.model)
         shares = store.facts(done).get("shares") if done else None
+<<<<<<< HEAD
         training = Training(running(setup, session, corpus, shares), corpus, store, audit, police, stop, say, monitor)
+=======
+        # Before anything of the protected documents is read: what there is to spend, and what a step costs.
+        spending = Spending(run, folder, corpus.split(TRAIN).documents, audit, say) if run.privacy.enabled else None
+        now = running(setup, session, corpus, shares, spending)
+        training = Training(now, corpus, store, audit, stop, say, monitor)
+>>>>>>> 115d027 (Private training: DP-SGD with per-document clipping, each step charged to a ledger and the audit log before it reads)
         if done < run.train.steps:
             return training.run(state, done)
         if folder.finished() == done:

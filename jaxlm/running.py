@@ -3,15 +3,16 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from jaxlm.balancing import Balancer
-from jaxlm.checkpoints.processes import meet
+from jaxlm.checkpoints.processes import first_does, meet
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.loader import Loader
 from jaxlm.evaluation import Judge
 from jaxlm.measured import Recorder
 from jaxlm.model.attention import require_kernel
+from jaxlm.privacy.sampling import Secret
 from jaxlm.session import Session
 from jaxlm.setup import Setup
 from planners.plan import Plan
@@ -46,6 +47,16 @@ class Memory:
         return self.arguments + self.temporaries
 
 
+class Charges(Protocol):
+    """Pays for each step of private training (jaxlm/spending.py); `multiplier` is that of the noise."""
+
+    multiplier: float
+
+    def __call__(self, step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
 @dataclass(slots=True)
 class Running:
     """A run under one plan. Use inside `with jax.set_mesh(running.session.mesh)`.
@@ -53,6 +64,7 @@ class Running:
     Attributes:
         step: the compiled step; None until `compile`.
         balancer: keeps the replicas' shares, where the plan has them unequal.
+        spending: charges each step, where training is private.
     """
 
     setup: Setup
@@ -61,10 +73,13 @@ class Running:
     recorder: Recorder
     balancer: Balancer | None
     step: Any = None
+    spending: Charges | None = None
 
     def feed(self, loader: Loader) -> Any:
         """Batches as the plan cuts them."""
         batch = self.setup.plan.batch
+        if self.spending is not None:
+            return self.session.poisson_feed(loader, Secret.fresh(first_does))
         if self.balancer is None:
             return self.session.feed(loader, batch.accumulation, batch.microbatch)
         return self.session.shared_feed(loader, self.balancer.slots, self.balancer.sequences, self.balancer.now)
@@ -73,7 +88,10 @@ class Running:
         """Compiles the step for batches like this one, and says what it takes; the seconds that took."""
         began = time.monotonic()
         balanced = self.balancer is not None
-        if balanced:
+        if self.spending is not None:
+            self.step = self.session.compile_private(batch, self.spending.multiplier)
+            self.step.charge = self.spending
+        elif balanced:
             self.step = self.session.compile_balanced(batch, self.setup.options.pace)
         else:
             self.step = self.session.compile_step(batch)
@@ -82,7 +100,7 @@ class Running:
         require_kernel(self.session.how.kernel, self.step.as_text() or "")
         memory = self.memory()
         if memory is not None:
-            if not balanced:  # a step of two programs teaches nothing about the memory of one
+            if not balanced and self.spending is None:  # a step of two programs teaches nothing about the memory of one
                 self.recorder.compiled = {
                     "arguments": float(memory.arguments),
                     "temporaries": float(memory.temporaries),
@@ -113,13 +131,23 @@ class Running:
         return Running(setup, self.session, self.judge, recorder, _balancer(setup, shares), self.step)
 
     def close(self) -> None:
+        if self.spending is not None:
+            self.spending.close()
         if hasattr(self.step, "close"):
             self.step.close()
 
 
-def running(setup: Setup, session: Session, corpus: Corpus, shares: dict[str, Any] | None = None) -> Running:
-    """A run under the plan of `setup`, not compiled yet; `shares` are those that a checkpoint or another plan left."""
-    return Running(setup, session, Judge(session, corpus), Recorder(setup), _balancer(setup, shares))
+def running(
+    setup: Setup,
+    session: Session,
+    corpus: Corpus,
+    shares: dict[str, Any] | None = None,
+    spending: Charges | None = None,
+) -> Running:
+    """A run under the plan of `setup`, not compiled yet; `shares` are those that a checkpoint or another plan left, and
+    `spending` pays where training is private."""
+    balancer = _balancer(setup, shares)
+    return Running(setup, session, Judge(session, corpus), Recorder(setup), balancer, spending=spending)
 
 
 def _balancer(setup: Setup, shares: dict[str, Any] | None) -> Balancer | None:

@@ -1,12 +1,13 @@
 """The pieces that training, evaluation and generation share: corpus, model, plan, mesh and state, put together."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from jaxlm.collectives.schemes import Scheme
 from jaxlm.collectives.sync import GradSync
 from jaxlm.config import Run
 from jaxlm.data.feed import Feed, Shared
+from jaxlm.data.loader import Loader
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.decode import ConfigError
 from jaxlm.model.attention import Kernel, choose_kernel
@@ -27,6 +29,8 @@ from jaxlm.model.config import ModelConfig
 from jaxlm.model.describe import describe
 from jaxlm.model.loss import next_token
 from jaxlm.model.transformer import Execution, Transformer
+from jaxlm.privacy.feed import PoissonFeed, Sampled
+from jaxlm.privacy.sampling import Secret
 from jaxlm.runtime.distributed import cores
 from jaxlm.sharding import Rules, batch_sharding, make_mesh, replicated, shardings
 from jaxlm.trainer.balanced import (
@@ -39,6 +43,8 @@ from jaxlm.trainer.balanced import (
     sums_sharding,
 )
 from jaxlm.trainer.local import make_local_step
+from jaxlm.trainer.private import Noise, PrivateStep, make_private_programs
+from jaxlm.trainer.private import Sums as PrivateSums
 from jaxlm.trainer.state import TrainState, init_state
 from jaxlm.trainer.step import make_train_step
 from jaxlm.tree import from_named, named_leaves
@@ -46,7 +52,7 @@ from planners.layout import rules
 from planners.machines.cluster_file import load_cluster
 from planners.machines.presets import local_cluster
 from planners.machines.topology import Cluster
-from planners.plan import MESH_AXES, Batch, Plan, PlanError, Segment, Workload
+from planners.plan import BATCH_AXES, MESH_AXES, Batch, Plan, PlanError, Segment, Workload
 
 
 def local_machine() -> Cluster:
@@ -140,6 +146,9 @@ def workload_of(run: Run, model: ModelConfig, how: Numerics) -> Workload:
     return dataclasses.replace(work, trained_by=run.optim.kind)
 
 
+GRADIENTS = 1 << 30
+"""Bytes of gradients of single documents that a device holds at once, where privacy.examples does not say."""
+
 FREEZE = "opt/adam/freeze"
 """The step at which the optimizer of a compressed momentum freezes its variance."""
 
@@ -203,8 +212,11 @@ class Session:
 
     @cached_property
     def execution(self) -> Execution:
+        shard = Rules(self.plan.rules.activations, rest=self.plan.rules.parameters)
+        if self.run.privacy.enabled:  # each row is differentiated by itself, and rows lie along the batch's axes
+            shard = Rules(tuple((name, to) for name, to in self.plan.rules.activations if name != "batch"))
         return Execution(
-            shard=Rules(self.plan.rules.activations, rest=self.plan.rules.parameters),
+            shard=shard,
             kernel=self.how.kernel,
             dtype=self.how.dtype,
             remat=self.plan.remat,
@@ -327,6 +339,50 @@ class Session:
         given = (state, sums, like["shares"], seconds)
         second = self._compiled(finish, given, (self.places, replicated(self.mesh)), donate=(0,))
         return BalancedStep(first, second, self.mesh, pace)
+
+    @property
+    def private_rows(self) -> int:
+        """Documents whose gradients are computed at once, over all devices."""
+        shards, config = self.plan.replicas, self.run.privacy
+        size = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.abstract.model))
+        fit = min(max(1, GRADIENTS // size), -(-self.plan.batch.microbatch // shards))
+        return shards * (config.examples or fit)
+
+    def poisson_feed(self, loader: Loader, secret: Secret) -> PoissonFeed:
+        """Samples for `compile_private`."""
+        (part,) = loader.parts
+        rate = self.run.train.batch / len(part.rows)
+        return PoissonFeed(
+            part.rows,
+            secret,
+            rate,
+            self.mesh,
+            rows=self.private_rows,
+            sequence=self.run.data.sequence,
+            pad=part.stream.pad,
+        )
+
+    def compile_private(self, sampled: Sampled, multiplier: float) -> PrivateStep:
+        """The training step with differential privacy, of samples from `poisson_feed`. Raises likewise."""
+        rate, run = self.run.optim.rate(self.run.train.steps), self.run
+        places = self.places.model
+        compute, finish = make_private_programs(
+            next_token,
+            self.tx,
+            Noise(run.privacy, multiplier, run.train.batch, float(run.train.batch * run.data.sequence)),
+            axes=BATCH_AXES,
+            place=lambda gradients: jax.lax.with_sharding_constraint(gradients, places),
+            seed=run.seed,
+            report=lambda s: {"lr": rate(s)},
+            layers=self.logs_layers,
+        )
+        state, chunk = self.abstract, _like(sampled.chunks[0])
+        sums: Any = PrivateSums(places, cast(Any, replicated(self.mesh)))
+        first = self._compiled(compute, (state.model, state.step, chunk), sums)
+        shapes = jax.eval_shape(compute, state.model, state.step, chunk)
+        done = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, sums)
+        given = (state, done, _like(sampled.key))
+        return PrivateStep(first, self._compiled(finish, given, (self.places, replicated(self.mesh)), donate=(0,)))
 
     def _compiled(self, program: Any, given: Any, out: Any, donate: tuple[int, ...] = ()) -> jax.stages.Compiled:
         options = dict(self.plan.compile.options)

@@ -32,6 +32,12 @@ def asked(run: Run, plan: Plan) -> Scheme | None:
     """The scheme of the plan's slow axis; None where gradients travel exactly. Raises PlanError for one that cannot
     work here, or is known to spoil training and not allowed."""
     said = compressed(plan.communication)
+    if run.privacy.enabled and (said is not None or plan.batch.balance is not None):
+        what = "plan.balance" if said is None else f"communication.{said.axis}"
+        raise PlanError(
+            f"privacy.enabled and {what}: the noise covers sums of clipped gradients that all replicas add up exactly, "
+            "once per step; leave communication out and set plan.balance to never"
+        )
     if said is None:
         return None
     workers = plan.mesh.get(said.axis, 1)

@@ -346,6 +346,29 @@ class Restore(Common):
 
 
 @dataclass(kw_only=True)
+class Privacy(Common):
+    """Add up the privacy budget that a run has spent, from its log alone. Exit code 1 when something does not hold.
+
+    Example: jaxlm audit privacy runs/private
+    """
+
+    folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Run directory."""
+    ledger: Path | None = None
+    """The ledger that must hold every charge of the log; default privacy.ledger of the run, where it is there."""
+    json: bool = False
+    """One JSON object."""
+
+    def run(self) -> int:
+        self.no_overrides()
+        from jaxlm.replaying import as_json, as_text, replay_run
+
+        found = replay_run(self.folder, self.ledger)
+        print(json.dumps(as_json(found), indent=2) if self.json else as_text(found))
+        return DOES_NOT_HOLD if found.faults else 0
+
+
+@dataclass(kw_only=True)
 class Audit(Common):
     """Verify, show, prove and witness the audit trail that a run leaves."""
 
@@ -357,6 +380,7 @@ class Audit(Common):
         | Annotated[Reveal, subcommand("reveal")]
         | Annotated[Erase, subcommand("erase")]
         | Annotated[Key, subcommand("key")]
+        | Annotated[Privacy, subcommand("privacy")]
         | Annotated[Rotate, subcommand("rotate")]
         | Annotated[Snapshot, subcommand("snapshot")]
         | Annotated[Restore, subcommand("restore")]

@@ -7,8 +7,10 @@ the answers so far (https://arxiv.org/abs/2008.11193) and when mechanisms run at
 were fixed beforehand, so it reports.
 """
 
+import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -52,8 +54,21 @@ def _renyi(mechanism: Mechanism, orders: Sequence[float]) -> list[float]:
     if mechanism.rate < 1:
         event = events.PoissonSampledDpEvent(mechanism.rate, event)
     accountant = rdp.RdpAccountant(list(orders), events.NeighboringRelation.ADD_OR_REMOVE_ONE)
-    accountant.compose(event)
+    # Orders at which its series does not converge come out infinite, which is right and no news.
+    with _quiet("absl"):
+        accountant.compose(event)
     return [max(float(value), 0.0) for value in accountant._rdp]  # there is no public name for the vector
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def conversion(order: float, delta: float) -> float:
@@ -99,9 +114,16 @@ def pld_epsilon(spent: Iterable[tuple[Mechanism, int]], delta: float) -> float:
     return 0.0 if total is None else float(total.get_epsilon_for_delta(delta))
 
 
-def best_order(spent: Sequence[tuple[Mechanism, int]], delta: float, orders: Sequence[float] = ORDERS) -> float:
-    """The order at which these queries cost least: what a plan declares."""
-    return min(orders, key=lambda order: rdp_epsilon(spent, delta, [order]))
+def best_order(query: Mechanism, epsilon: float, delta: float, orders: Sequence[float] = ORDERS) -> float:
+    """The order at which the most of these queries fit into a budget: what a plan declares. Raises PrivacyError where
+    none fits at any."""
+    room = [epsilon - conversion(order, delta) for order in orders]
+    fit = [left / max(cost, 1e-15) for left, cost in zip(room, costs(query, orders), strict=True)]
+    if max(fit) < 1:
+        raise PrivacyError(
+            f"not one query of {query.to_json()} fits into epsilon {epsilon:g} at delta {delta:g}; it needs more noise"
+        )
+    return orders[fit.index(max(fit))]
 
 
 def calibrated(rate: float, steps: int, epsilon: float, delta: float) -> float:

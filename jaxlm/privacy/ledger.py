@@ -125,8 +125,16 @@ class Ledger:
         if (sum := _sum(found, self.budget)) != (kept := loaded(about["spent"])):
             raise PrivacyError(f"{path} is damaged: its charges add up to {dumped(sum)}, it says {dumped(kept)}")
 
-    def reserve(self, query: Mechanism, count: int = 1, *, who: Mapping[str, Any] | None = None) -> Charge:
-        """Takes `count` queries out of the budget, durably. Only after this may they run.
+    def reserve(
+        self,
+        query: Mechanism,
+        count: int = 1,
+        *,
+        who: Mapping[str, Any] | None = None,
+        settles: Charge | None = None,
+    ) -> Charge:
+        """Takes `count` queries out of the budget, durably. Only after this may they run. `settles` names a charge that
+        ran, to be settled along with it.
 
         Raises:
             BudgetSpent: they do not fit; nothing was charged.
@@ -154,6 +162,8 @@ class Ledger:
                 "insert into charges (id, mechanism, count, cost, state, who) values (?, ?, ?, ?, ?, ?)", row
             ).lastrowid
             db.execute("update about set value = ? where key = 'spent'", (json.dumps(dumped(after)),))
+            if settles is not None:
+                db.execute("update charges set state = 'settled' where id = ? and state = 'reserved'", (settles.id,))
         assert number is not None
         return Charge(id, number, query, count, cost, self.budget.epsilon_of(after), RESERVED, said)
 

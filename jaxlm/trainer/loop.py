@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxlm.data.fingerprint import as_text
+from jaxlm.privacy.errors import BudgetSpent
 from jaxlm.trainer.balanced import BalancedStep
 from jaxlm.trainer.state import TrainState
 from jaxlm.trainer.step import Metrics, Step
@@ -30,8 +31,12 @@ class Hook(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
+<<<<<<< HEAD
     """How the loop ended: `done`, `paused`, `signal`, `nonfinite` or `halted`, after `step` finished steps; `why` is
     what a hook that halted it said."""
+=======
+    """How the loop ended: `done`, `paused`, `signal`, `nonfinite` or `budget`, after `step` finished steps."""
+>>>>>>> 115d027 (Private training: DP-SGD with per-document clipping, each step charged to a ledger and the audit log before it reads)
 
     state: TrainState[Any]
     step: int
@@ -39,10 +44,13 @@ class Outcome:
     signal: int | None = None
     tensors: tuple[str, ...] = ()
     why: str = ""
+<<<<<<< HEAD
 
 
 class Halted(Exception):
     """A hook ends the run for good; the message says why."""
+=======
+>>>>>>> 115d027 (Private training: DP-SGD with per-document clipping, each step charged to a ledger and the audit log before it reads)
 
 
 class NonFinite(Exception):
@@ -88,8 +96,14 @@ def train(
 
     `stop(step)` returns a signal number to end after that many steps. A step that is not finite leaves model and
     optimizer untouched (see `make_train_step`); the outcome then says so and holds the last good state. A hook may
+<<<<<<< HEAD
     give up with Interrupted, which ends the loop like a signal, or with Halted; the hooks after it are left out.
     `pause(step)` ends it after that many steps so that the caller may go on in another way.
+=======
+    give up with Interrupted, which ends the loop like a signal; the hooks after it are left out. `pause(step)` ends it
+    after that many steps so that the caller may go on in another way. A step that a privacy budget has nothing left for
+    raises BudgetSpent before it touches the state, which ends the loop.
+>>>>>>> 115d027 (Private training: DP-SGD with per-document clipping, each step charged to a ledger and the audit log before it reads)
     """
     meter = _Meter(tensors, report, clock)
     if isinstance(step, BalancedStep):
@@ -98,7 +112,12 @@ def train(
         for index in range(start, steps):
             done = index + 1
             with jax.profiler.StepTraceAnnotation("train", step_num=done):  # read by --profile only
-                state, metrics = step(state, next(batches))
+                batch = next(batches)
+                try:
+                    state, metrics = step(state, batch)
+                except BudgetSpent as spent:
+                    meter.settle()
+                    return Outcome(state, index, "budget", why=str(spent))
             meter.follow(done, metrics)
             due = [hook for hook in hooks if hook.due(done)]
             asked = stop(done)

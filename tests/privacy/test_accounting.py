@@ -112,13 +112,15 @@ def test_a_mechanism_survives_its_json():
 
 
 def test_one_declared_order_enforces_the_epsilon_that_the_accountant_reports():
-    plan = [(Mechanism("gaussian", 1.3, 0.0025), 6000)]
-    order = best_order(plan, 1e-5)
+    query = Mechanism("gaussian", 1.3, 0.0025)
+    order = best_order(query, 0.7242235, 1e-5)
     assert order == 19
     budget = Budget(0.7242235, 1e-5, {order: 1.0})
-    assert budget.fits(budget.cost(plan[0][0], 6000))
-    assert not budget.fits(budget.cost(plan[0][0], 6002))
-    assert budget.epsilon_of(budget.cost(plan[0][0], 6000)) == pytest.approx(0.7242234026, rel=RELATIVE)
+    assert budget.fits(budget.cost(query, 6000))
+    assert not budget.fits(budget.cost(query, 6002))
+    assert budget.epsilon_of(budget.cost(query, 6000)) == pytest.approx(0.7242234026, rel=RELATIVE)
+    with pytest.raises(PrivacyError, match="not one query"):
+        best_order(Mechanism("gaussian", 0.1), 0.5, 1e-5)
 
 
 def test_several_orders_share_delta():
