@@ -220,14 +220,11 @@ def evaluate_texts(
     A text is a folder, glob or file, which the run's tokenizer encodes; None is the run's own held-out split.
     """
     trained = open_trained(path, step, "eval", allow_unverified=allow_unverified)
-<<<<<<< HEAD
     nothing = {"prompt": "", "prompt_chars": 0, "prompt_tokens": 0, "tokens": 0, "temperature": 0.0}
     for text in texts:
         consult(trained.folder, {"command": "eval", "data": text or "", **nothing, "checkpoint": trained.step})
-=======
     if trained.run.privacy.enabled and any(text is not None and _same(text, trained.run.data.path) for text in texts):
         mechanism({"kind": "exact"})  # says why not
->>>>>>> 115d027 (Private training: DP-SGD with per-document clipping, each step charged to a ledger and the audit log before it reads)
     corpora = [_text(trained, text) for text in texts]
     with jax.set_mesh(trained.session.mesh):
         model = trained.model()

@@ -126,14 +126,10 @@ def _train(setup: Setup, stop: StopSignal, say: Say, monitor: Monitor) -> int:
             write_whole(folder.explanation, (explain(setup.plan, setup.cluster) + "\n").encode())
             write_whole(folder.tokenizer, corpus.tokenizer.model)
         shares = store.facts(done).get("shares") if done else None
-<<<<<<< HEAD
-        training = Training(running(setup, session, corpus, shares), corpus, store, audit, police, stop, say, monitor)
-=======
         # Before anything of the protected documents is read: what there is to spend, and what a step costs.
         spending = Spending(run, folder, corpus.split(TRAIN).documents, audit, say) if run.privacy.enabled else None
         now = running(setup, session, corpus, shares, spending)
-        training = Training(now, corpus, store, audit, stop, say, monitor)
->>>>>>> 115d027 (Private training: DP-SGD with per-document clipping, each step charged to a ledger and the audit log before it reads)
+        training = Training(now, corpus, store, audit, police, stop, say, monitor)
         if done < run.train.steps:
             return training.run(state, done)
         if folder.finished() == done:

@@ -276,17 +276,14 @@ class Training:
 
     def _stopped(self, outcome: Outcome, saved: bool, asked: int | None) -> int:
         self._compare(learning=False)
-<<<<<<< HEAD
         if outcome.reason == "halted":
             where = f"state after step {outcome.step} saved and verified" if saved else "nothing saved"
             self.say(f"halted by its policy ({outcome.why}); {where}. Resume: {self._resume()}")
             return HALTED
-=======
         if outcome.reason == "budget":
             where = f"state after step {outcome.step} saved" if saved else "nothing saved: checkpoint.enabled is false"
             self.say(f"stopped: {outcome.why}; {where}. Nothing more can be learned from these documents within it.")
             return STOPPED
->>>>>>> 115d027 (Private training: DP-SGD with per-document clipping, each step charged to a ledger and the audit log before it reads)
         if outcome.reason != "nonfinite":
             assert asked is not None
             self.say(f"stopped by signal {asked}; {self.stop.kept}")

@@ -31,12 +31,8 @@ class Hook(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-<<<<<<< HEAD
-    """How the loop ended: `done`, `paused`, `signal`, `nonfinite` or `halted`, after `step` finished steps; `why` is
-    what a hook that halted it said."""
-=======
-    """How the loop ended: `done`, `paused`, `signal`, `nonfinite` or `budget`, after `step` finished steps."""
->>>>>>> 115d027 (Private training: DP-SGD with per-document clipping, each step charged to a ledger and the audit log before it reads)
+    """How the loop ended: `done`, `paused`, `signal`, `nonfinite`, `halted` or `budget`, after `step` finished steps;
+    `why` is what a hook that halted it said, or what is left of the budget."""
 
     state: TrainState[Any]
     step: int
@@ -44,13 +40,10 @@ class Outcome:
     signal: int | None = None
     tensors: tuple[str, ...] = ()
     why: str = ""
-<<<<<<< HEAD
 
 
 class Halted(Exception):
     """A hook ends the run for good; the message says why."""
-=======
->>>>>>> 115d027 (Private training: DP-SGD with per-document clipping, each step charged to a ledger and the audit log before it reads)
 
 
 class NonFinite(Exception):
@@ -96,14 +89,9 @@ def train(
 
     `stop(step)` returns a signal number to end after that many steps. A step that is not finite leaves model and
     optimizer untouched (see `make_train_step`); the outcome then says so and holds the last good state. A hook may
-<<<<<<< HEAD
     give up with Interrupted, which ends the loop like a signal, or with Halted; the hooks after it are left out.
-    `pause(step)` ends it after that many steps so that the caller may go on in another way.
-=======
-    give up with Interrupted, which ends the loop like a signal; the hooks after it are left out. `pause(step)` ends it
-    after that many steps so that the caller may go on in another way. A step that a privacy budget has nothing left for
-    raises BudgetSpent before it touches the state, which ends the loop.
->>>>>>> 115d027 (Private training: DP-SGD with per-document clipping, each step charged to a ledger and the audit log before it reads)
+    `pause(step)` ends it after that many steps so that the caller may go on in another way. A step for which a privacy
+    budget has nothing left raises BudgetSpent before it touches the state, which ends the loop.
     """
     meter = _Meter(tensors, report, clock)
     if isinstance(step, BalancedStep):
