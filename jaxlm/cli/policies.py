@@ -13,7 +13,7 @@ from jaxlm.cli.common import Common, Refused
 class Check(Common):
     """Say whether a policy can be followed, and with RUN what it would have done there. Logs and stops nothing.
 
-    Example: jaxlm audit policy check configs/policy.yaml runs/quickstart
+    Example: jaxlm audit policy check configs/policies/sample.yaml runs/quickstart
     """
 
     file: Annotated[Positional[Path], arg(metavar="FILE")]

@@ -1,5 +1,7 @@
 """Rules as they are read, judged and tried on a run that has been."""
 
+from pathlib import Path
+
 import pytest
 
 from jaxlm.decode import ConfigError
@@ -73,6 +75,12 @@ def test_a_policy_that_cannot_work_is_refused(text: str, said: str):
 def test_a_missing_policy_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"governance\.policy: .*gone\.yaml cannot be read"):
         load(tmp_path / "gone.yaml")
+
+
+def test_the_sample_policy_can_be_followed():
+    loaded = load(Path(__file__).parents[2] / "configs/policies/sample.yaml")
+    assert loaded.requests == {"too-long", "card-numbers"}
+    assert {rule.action for rule in loaded.policy.rules} == {"alert", "halt", "deny"}
 
 
 def test_what_an_expression_reads_leaves_out_the_variables_of_macros():

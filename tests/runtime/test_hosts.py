@@ -69,7 +69,7 @@ def test_the_words_of_the_host_that_failed_first_are_the_cause(tmp_path):
     assert "stopped first" not in shown, "the first cause comes on top, what follows from it is in the logs"
 
 
-@pytest.mark.parametrize("code", [2, 3, 143])
+@pytest.mark.parametrize("code", [2, 3, 4, 143])
 def test_exit_codes_that_mean_something_are_kept(tmp_path, code):
     ended, _ = run(tmp_path, f"import sys; sys.exit({code})", f"import sys; sys.exit({code})")
     assert ended.code == code

@@ -109,3 +109,9 @@ def test_a_host_that_has_not_begun_and_reports_from_before_are_no_reason(tmp_pat
     assert not (tmp_path / "0.json").exists()
     job.reports.pop(2)
     assert job.after(300) is None
+
+
+def test_hosts_that_wait_for_a_person_are_left_alone(tmp_path):
+    job = Job(tmp_path)
+    assert job.after(2000, phase="waits for a review") is None
+    assert job.after(700, phase="evaluates") is not None
