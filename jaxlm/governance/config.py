@@ -11,7 +11,7 @@ class GovernanceConfig:
         enabled: sign checkpoints and log what happens; with false nothing is logged, signed or verified against a log.
         layers_every: steps between entries with the norms of each tensor's gradient, weights and update; 0: never.
         flush_seconds: how long an entry waits for others before it is made durable; checkpoints never wait.
-        policy: a file of rules that alert, pause or halt training, or deny requests (configs/policies/sample.yaml); null: none.
+        policy: a file of rules that alert, pause or halt training, or deny requests (configs/policies/); null: none.
         witnesses: a tlog-policy file with the logs' witnesses, their URLs and the quorum; null: no witness is asked.
     """
 
