@@ -1,7 +1,7 @@
 """Verifies the audit trail of a whole run, or of one proof, as a stranger would: offline, with public keys."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from jaxlm.governance.trail import Trail
 from jaxlm.governance.trust import UNKNOWN, Trust
 from jaxlm.governance.witnessing import cosigned
 
+VERIFIED, ABSENT = "every byte as signed and logged", "not here any more"
 _LARGEST_KEY = 1 << 16
 
 
@@ -38,12 +39,18 @@ class Report:
         alerts: what is odd.
         faults: what does not hold; none means that everything does.
         anchored: whether a key or policy of the reader's own vouches for it.
+        logs: that could be read, by name.
+        consistent: all of them are there, lead to their heads, and belong to one run.
+        checkpoints: what became of each that is there or that the log knows, by step.
     """
 
     anchored: bool = False
     lines: list[str] = field(default_factory=list)
     alerts: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    logs: dict[str, Known] = field(default_factory=dict)
+    consistent: bool = False
+    checkpoints: dict[int, str] = field(default_factory=dict)
 
     def text(self) -> str:
         marked = [
@@ -65,21 +72,23 @@ def verify_run(path: Path, trust: Trust, *, pins: bool = True) -> Report:
     if "log" not in names:
         report.faults.append(f"{folder.audit} holds no log of a run" + _why(run.governance.enabled))
         return report
-    known: dict[str, Known] = {}
+    known = report.logs
     for name in names:
         try:
             known[name] = read_log(folder.audit, name, keys=Keys() if pins else None, full=True)
             report.lines.append(f"{name}: {known[name].head.size:,} entries lead to its head and follow each other")
         except GovernanceError as error:
             report.faults.append(f"{name}: {error}")
-    own = _own_witnesses(known)
-    for name, log in known.items():
-        _trusted(report, folder, name, log, trust, own)
     ids = {log.run for log in known.values()}
     if len(ids) > 1:
         report.faults.append(f"the logs belong to different runs: {', '.join(sorted(ids))}")
     if "log" in known:
         _complete(report, known["log"], names, Keys() if pins else None)
+    report.consistent = not report.faults
+    own = own_witnesses(known)
+    for name, log in known.items():
+        _trusted(report, folder, name, log, trust, own)
+    if "log" in known:
         _configured(report, folder, known["log"])
         obeyed = policy_audit.check(folder.audit, known["log"].run, known["log"].entries)
         report.lines += obeyed.lines
@@ -128,7 +137,7 @@ def prove(path: Path, *, step: int | None = None, index: int | None = None) -> P
             raise GovernanceError(f"the log knows no checkpoint of step {step} (steps: {steps})")
         index = commits[-1]
     note, size = log.note, log.head.size
-    for other in _cosigned(folder, "log", log):
+    for other in cosigned_head(folder, "log", log):
         if (seen := heads.parse(other.text)).size > index:
             note, size = other, seen.size
     if not 0 <= index < size:
@@ -178,7 +187,7 @@ def private_keys(folder: Path) -> list[str]:
 def _trusted(report: Report, folder: Folder, name: str, log: Known, trust: Trust, own: set[bytes]) -> None:
     said, seen = "", None
     try:
-        found = [log.note, *_cosigned(folder, name, log)]
+        found = [log.note, *cosigned_head(folder, name, log)]
         said, seen = trust.judge(log.key, found, own if name == "log" else (), log.keys.former)
     except NoQuorum as error:  # witnesses are asked about the log of process 0 alone
         (report.faults if name == "log" else report.alerts).append(f"{name}: {error}")
@@ -231,8 +240,8 @@ def _configured(report: Report, folder: Folder, log: Known) -> None:
         )
 
 
-def _cosigned(folder: Folder, name: str, log: Known) -> list[Note]:
-    """The head that witnesses signed, if it is of this log and what its entries lead to."""
+def cosigned_head(folder: Folder, name: str, log: Known) -> list[Note]:
+    """The head that witnesses signed, if there is one. Raises Rejected where it is not of this log or its entries."""
     path = cosigned(folder.audit / name)
     if not path.is_file():
         return []
@@ -252,7 +261,8 @@ def _read_head(content: bytes, keys: Sequence[notes.Verifier]) -> tuple[Head, No
     return heads.read(content, keys[-1])
 
 
-def _own_witnesses(known: dict[str, Known]) -> set[bytes]:
+def own_witnesses(known: Mapping[str, Known]) -> set[bytes]:
+    """The raw public keys of witnesses that the log's own operator runs, which vouch for nothing."""
     starts = (e.body for log in known.values() for e in log.entries if e.kind == "run.start")
     return {bytes.fromhex(body["own_witness"]) for body in starts if body.get("own_witness")}
 
@@ -277,13 +287,16 @@ def _checkpoints(report: Report, folder: Folder, directory: Path, log: Known) ->
             manifest.verify(directory / str(step), body)
             judge.check(directory / str(step), body)
             (there if step in commits.payloads else late).append(step)
+            report.checkpoints[step] = VERIFIED if step in commits.payloads else "signed, not logged yet"
         except (CheckpointError, GovernanceError) as error:
             report.faults.append(f"checkpoint {step}: {error}")
+            report.checkpoints[step] = str(error)
     if there:
         report.lines.append(f"checkpoints {', '.join(map(str, there))}: every byte as signed and logged")
     report.alerts += [f"checkpoint {step} is signed, and the log does not know it yet" for step in late]
     if commits.newest is not None and commits.newest not in steps:
         report.faults.append(f"checkpoint {commits.newest}, the newest that the log knows, is gone")
+    report.checkpoints |= {step: ABSENT for step in commits.payloads if step not in steps}
 
 
 def _key_of(note: Note, head: Head, trust: Trust) -> notes.Verifier | None:

@@ -9,9 +9,8 @@ from typing import Annotated
 from tyro.conf import Positional, arg, subcommand
 
 from jaxlm.cli.common import Common, Refused
+from jaxlm.cli.custody import DOES_NOT_HOLD, Report, Restore, Rotate, Snapshot, trusted
 from jaxlm.cli.policies import Approve, Policies
-
-DOES_NOT_HOLD = 1
 
 
 @dataclass(kw_only=True)
@@ -38,11 +37,8 @@ class Verify(Common):
     def run(self) -> int:
         self.no_overrides()
         from jaxlm.auditor import verify_bundle, verify_run
-        from jaxlm.governance.trust import Trust, load_key, load_policy
 
-        trust = Trust(
-            None if self.key is None else load_key(self.key), None if self.policy is None else load_policy(self.policy)
-        )
+        trust = trusted(self.key, self.policy)
         if self.target.is_file():
             report = verify_bundle(self.target, trust, self.checkpoint, self.signer)
         elif self.checkpoint is not None:
@@ -250,102 +246,6 @@ class Key(Common):
 
 
 @dataclass(kw_only=True)
-class Rotate(Common):
-    """Replace this account's keys of logs and checkpoints; the old ones sign the new ones into the logs of these runs.
-
-    Runs that are not named are handed over when they are opened next. Give the new key (`jaxlm audit key`) to whoever
-    verifies: a stolen old one can still sign a log as it was before.
-
-    Example: jaxlm audit rotate runs/quickstart
-    """
-
-    folders: Annotated[Positional[list[Path]], arg(metavar="RUN [RUN ...]")]
-    """Run directories."""
-    destroy: bool = False
-    """Destroy the replaced private keys; runs that are not named can then not go on."""
-
-    def run(self) -> int:
-        self.no_overrides()
-        from jaxlm.custody import rotate
-
-        found = rotate(self.folders, destroy=self.destroy)
-        for each in found.handed:
-            print(f"handed over {each}")
-        for each in found.left:
-            print(f"not this account's: {each}")
-        if found.destroyed:
-            print(f"destroyed {found.destroyed} private keys")
-        return 0
-
-
-@dataclass(kw_only=True)
-class Snapshot(Common):
-    """Encrypt a checkpoint into one file in the age format; `age -d -i KEY FILE | tar x` opens it anywhere.
-
-    It is bound to the run, the step, the path and the name of the file, and the log knows its digest.
-
-    Example: jaxlm audit snapshot runs/quickstart --step 300 --recipient age1... --out quickstart-300.age
-    """
-
-    folder: Annotated[Positional[Path], arg(metavar="RUN")]
-    """Run directory."""
-    step: int
-    """Of the checkpoint."""
-    recipient: list[str]
-    """Who can read it: public keys as `age-keygen` prints them."""
-    out: Path
-    """The new file."""
-
-    def run(self) -> int:
-        self.no_overrides()
-        from jaxlm.copies import take
-
-        written = take(self.folder, self.step, self.recipient, self.out)
-        print(f"saved {self.out}: {written.size:,} bytes, SHA-256 {written.digest}")
-        return 0
-
-
-@dataclass(kw_only=True)
-class Restore(Common):
-    """Decrypt a snapshot into a checkpoint, once everything that it is bound to and signed with holds.
-
-    Example: jaxlm audit restore quickstart-300.age --identity key.txt --of runs/quickstart
-    """
-
-    file: Annotated[Positional[Path], arg(metavar="FILE")]
-    """What `jaxlm audit snapshot` wrote."""
-    identity: Path
-    """The private key, a file as `age-keygen -o` writes it."""
-    of: Path | None = None
-    """The run that it must belong to, whose log must know it; the checkpoint goes back to its place there."""
-    signer: Path | None = None
-    """Where there is no run: the public key of its checkpoints (audit/signer.pem)."""
-    step: int | None = None
-    """The step that it must be of."""
-    out: Path | None = None
-    """The new checkpoint folder, in place of the one in the run."""
-    renamed: bool = False
-    """Take it though it has another name than it was made with."""
-
-    def run(self) -> int:
-        self.no_overrides()
-        from jaxlm.copies import bring_back
-
-        found = bring_back(
-            self.file,
-            self.identity,
-            run=self.of,
-            signer=self.signer,
-            step=self.step,
-            out=self.out,
-            renamed=self.renamed,
-        )
-        known = "known to its log" if found.logged else "signed with the key given; its log was not asked"
-        print(f"restored {found.folder}: step {found.binding.step} of run {found.binding.run[:12]}, {known}")
-        return 0
-
-
-@dataclass(kw_only=True)
 class Privacy(Common):
     """Add up the privacy budget that a run has spent, from its log alone. Exit code 1 when something does not hold.
 
@@ -386,6 +286,7 @@ class Audit(Common):
         | Annotated[Restore, subcommand("restore")]
         | Annotated[Policies, subcommand("policy")]
         | Annotated[Approve, subcommand("approve")]
+        | Annotated[Report, subcommand("report")]
     )
 
     def run(self) -> int:
