@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxlm.fairness.groups import Attribute, Criterion
+from jaxlm.fairness.stopping import auc
 from jaxlm.model.param import constant, param
 
 
@@ -116,3 +117,30 @@ def counted_rows(criterion: Criterion, labels_B: Int[Array, " B"]) -> Float[Arra
     if criterion == "equal_opportunity":
         return (labels_B == 1).astype(jnp.float32)
     return jnp.ones(labels_B.shape, jnp.float32)
+
+
+def discriminator_auc(
+    adversaries: Adversaries,
+    z_BZ: Float[Array, "B Z"],
+    labels_B: Int[Array, " B"],
+    targets: Sequence[Float[Array, "B H"]],
+    attributes: Sequence[Attribute],
+) -> Float[Array, ""]:
+    """How well the adversaries do, from 0.5 (they know nothing) to 1: the mean over attributes and their heads.
+
+    Under equalized odds the AUC is taken within each label and averaged: an adversary that sees the label would score
+    above 0.5 by base rates alone, which the criterion allows. Each AUC is oriented: max(AUC, 1 - AUC).
+    """
+    found = []
+    for logits, target, attribute in zip(adversaries(z_BZ, labels_B), targets, attributes, strict=True):
+        within = strata_rows(attribute.criterion, labels_B, adversaries.classes)
+        each = [auc(target[:, k] > 0.5, logits[:, k], counted) for k in range(attribute.heads) for counted in within]
+        found.append(sum(jnp.maximum(a, 1 - a) for a in each) / len(each))
+    return sum(found, start=jnp.zeros(())) / len(found)
+
+
+def strata_rows(criterion: Criterion, labels_B: Int[Array, " B"], classes: int) -> list[Float[Array, " B"]]:
+    """Which rows each AUC of the discriminator is taken over."""
+    if criterion == "equalized_odds":
+        return [(labels_B == c).astype(jnp.float32) for c in range(classes)]
+    return [counted_rows(criterion, labels_B)]
