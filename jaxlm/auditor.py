@@ -25,6 +25,7 @@ from jaxlm.governance.quorum import NoQuorum
 from jaxlm.governance.trail import Trail
 from jaxlm.governance.trust import UNKNOWN, Trust
 from jaxlm.governance.witnessing import cosigned
+from jaxlm.privacy.replay import Logged
 
 VERIFIED, ABSENT = "every byte as signed and logged", "not here any more"
 _LARGEST_KEY = 1 << 16
@@ -94,6 +95,9 @@ def verify_run(path: Path, trust: Trust, *, pins: bool = True) -> Report:
         report.lines += obeyed.lines
         report.alerts += obeyed.alerts
         report.faults += obeyed.faults
+        if (spent := Logged.of(known["log"].entries)).ledger is not None or spent.faults:
+            report.lines.append(f"privacy: {len(spent.charges):,} charges (jaxlm audit privacy adds them up)")
+            report.faults += spent.faults
     report.alerts += node.cloned(e.body["node"] for log in known.values() for e in log.entries if e.kind == "run.start")
     if "log" in known:
         _checkpoints(report, folder, run.checkpoint.build(folder.checkpoints).directory, known["log"])

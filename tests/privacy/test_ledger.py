@@ -1,12 +1,15 @@
 """The ledger under many spenders, crashes at any point, and hands that change it."""
 
+import contextlib
 import json
 import math
 import random
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,7 +32,7 @@ def spenders(count: int, *arguments: object) -> list[subprocess.Popen[str]]:
     return [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
 
 
-def test_64_spenders_on_the_last_units_never_overspend(tmp_path, shared):
+def test_14_64_spenders_on_the_last_units_never_overspend(tmp_path, shared):
     said = json.loads((shared / "vectors" / "dp_epsilon.json").read_text())["concurrency_property"]
     path, ran = tmp_path / "ledger", tmp_path / "ran"
     ledger = Ledger(path, pure(said["budget"]))
@@ -43,7 +46,37 @@ def test_64_spenders_on_the_last_units_never_overspend(tmp_path, shared):
         ledger.reserve(Mechanism("pure", said["each_request"]))
 
 
-def test_a_tenth_ten_times_is_one(tmp_path):
+def test_14_without_its_lock_the_ledger_would_be_overspent(tmp_path, monkeypatch):
+    """Two spenders on the last unit, both past the question whether it fits: only without the transaction."""
+    both, fits = threading.Barrier(2), Budget.fits
+    connect = sqlite3.connect
+
+    class Careless(sqlite3.Connection):
+        def execute(self, sql, *given):
+            return super().execute("select 1" if sql in ("begin immediate", "commit", "rollback") else sql, *given)
+
+    def hesitant(budget, spent):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(timeout=0.3)
+        return fits(budget, spent)
+
+    def spent_by_two(path: Path) -> float:
+        ledger = Ledger(path, pure(1.0))
+        both.reset()
+        with ThreadPoolExecutor(2) as pool:
+            asked = [pool.submit(ledger.reserve, Mechanism("pure", 1.0)) for _ in range(2)]
+        done = [each for each in asked if each.exception() is None]
+        assert all(each in done or isinstance(each.exception(), BudgetSpent) for each in asked)
+        return len(done) * 1.0
+
+    monkeypatch.setattr(Budget, "fits", hesitant)
+    assert spent_by_two(tmp_path / "locked") == 1.0
+    monkeypatch.setattr(sqlite3, "connect", lambda *given, **more: connect(*given, factory=Careless, **more))
+    assert spent_by_two(tmp_path / "careless") == 2.0
+
+
+def test_16_a_tenth_ten_times_is_one(tmp_path):
+    assert sum([0.1] * 10) < 1.0  # floats would leave room for more
     ledger = Ledger(tmp_path / "ledger", pure(1.0))
     for _ in range(10):
         ledger.settle(ledger.reserve(Mechanism("pure", 0.1)))

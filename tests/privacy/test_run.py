@@ -99,7 +99,9 @@ def test_a_third_party_finds_the_epsilon_of_the_ledger(home, capsys):
     assert (query["count"], spent.open) == (4, 0)
     jaxlm("audit", "privacy", home / "run")
     assert "epsilon 4 at delta 0.0001 for one document" in capsys.readouterr().out
-    assert verify_run(home / "run", Trust()).faults == []
+    verified = verify_run(home / "run", Trust())
+    assert verified.faults == []
+    assert "privacy: 4 charges (jaxlm audit privacy adds them up)" in verified.lines
 
 
 def test_every_step_is_charged_before_it_is_taken(home):
@@ -150,7 +152,7 @@ def test_steps_taken_again_are_charged_again(home, copied):
 
 
 @pytest.mark.parametrize("what", ["gone", "older", "another"])
-def test_a_run_does_not_go_on_without_its_ledger(home, copied, capsys, what):
+def test_15_a_run_does_not_go_on_without_its_ledger(home, copied, capsys, what):
     path = home / copied / "privacy.ledger"
     budget = Ledger(path).budget
     path.unlink()
@@ -161,6 +163,7 @@ def test_a_run_does_not_go_on_without_its_ledger(home, copied, capsys, what):
             spent = json.dumps(["0"] * len(budget.orders))
             db.execute("update about set value = ? where key = 'spent'", (spent,))
         db.close()
+        assert Ledger(path).spending().epsilon == 0  # by itself it would let all of it be spent again
     elif what == "another":
         Ledger(path, budget)
     train(home, "--train.steps", "9", run=copied, code=2)
