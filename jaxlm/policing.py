@@ -277,6 +277,9 @@ class Unpoliced:
     say: Callable[[str], None]
     save: Callable[[int, TrainState[Any]], bool]
 
+    def __init__(self) -> None:
+        self.sources: dict[str, Callable[[], Mapping[str, float]]] = {}
+
     def __enter__(self) -> "Unpoliced":
         return self
 

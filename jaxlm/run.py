@@ -131,6 +131,8 @@ def _train(setup: Setup, stop: StopSignal, say: Say, monitor: Monitor) -> int:
         if spending is not None and isinstance(police, Policing):
             police.sources["dp"] = spending.facts
         now = running(setup, session, corpus, shares, spending)
+        if spending is not None:
+            police.sources["dp"] = spending.facts
         training = Training(now, corpus, store, audit, police, stop, say, monitor)
         if done < run.train.steps:
             return training.run(state, done)
