@@ -14,10 +14,13 @@ from jaxlm.governance.entries import Entry
 from jaxlm.governance.errors import GovernanceError
 from jaxlm.governance.notes import Note
 from jaxlm.governance.trust import Trust, without
+from jaxlm.replaying import as_json, as_text, replay_run
 
 MOST = 5000
 """Rows of the timeline; of a longer one the oldest rows are left out, which is said."""
-_STEPS = ("train.step", "train.layer")
+_STEPS = ("train.step", "train.layer", "dp.charge")
+_LAST = 20
+"""Charges that are shown one by one."""
 NO_EVIDENCE = "no evidence in this run"
 
 
@@ -58,7 +61,9 @@ def facts(path: Path, trust: Trust, *, pins: bool = True) -> dict[str, Any]:
         "timeline": rows,
         "timeline_left_out": left,
         "verdicts": _of_kind(known, "policy.verdict"),
-        "privacy": _of_kind(known, "dp.charge"),
+        "approvals": _of_kind(known, "policy.approval"),
+        "policies": _of_kind(known, "policy.load"),
+        "privacy": _privacy(path, known),
         "checkpoints": _checkpoints(report, known.get("log", [])),
         "copies": _of_kind(known, "ckpt.snapshot"),
         "witnesses": witnesses,
@@ -128,15 +133,17 @@ def _several(name: str, steps: list[Entry]) -> list[dict[str, Any]]:
     if not steps:
         return []
     first, last = steps[0], steps[-1]
-    numbers = [entry.body["step"] for entry in steps]
+    numbers = [entry.body["step"] for entry in steps if "step" in entry.body]
     losses = [entry.body["loss"] for entry in steps if entry.kind == "train.step"]
     layers = sum(entry.kind == "train.layer" for entry in steps)
-    text = f"steps {numbers[0]} to {numbers[-1]}" + (
-        f", loss {_short(losses[0])} to {_short(losses[-1])}" if losses else ""
-    )
+    charges = sum(entry.kind == "dp.charge" for entry in steps)
+    text = f"steps {numbers[0]} to {numbers[-1]}" if numbers else ""
+    text += f", loss {_short(losses[0])} to {_short(losses[-1])}" if losses else ""
     text += f", norms of tensors {layers} times" if layers else ""
+    text += f", {charges:,} charges to the privacy budget" if charges else ""
     where = str(first.index) if first is last else f"{first.index}-{last.index}"
-    return [_row(name, first, "train.step", where, text)]
+    kind = "train.step" if losses or layers else "dp.charge"
+    return [_row(name, first, kind, where, text.removeprefix(", "))]
 
 
 def _short(loss: object) -> str:
@@ -159,6 +166,19 @@ def _row(name: str, entry: Entry, kind: str, where: str, text: str) -> dict[str,
 def _of_kind(known: Mapping[str, list[Entry]], kind: str) -> list[dict[str, Any]]:
     found = [(name, entry) for name, log in known.items() for entry in log if entry.kind == kind]
     return [{"log": name, "index": e.index, "t_wall": e.t_wall, "body": entries.finite(e.body)} for name, e in found]
+
+
+def _privacy(path: Path, known: Mapping[str, list[Entry]]) -> dict[str, Any]:
+    """The budget as it adds up from the log alone, and the newest charges."""
+    charges = _of_kind(known, "dp.charge")
+    found: dict[str, Any] = {"charges": len(charges), "newest": charges[-_LAST:], "replayed": None, "words": None}
+    if charges:
+        try:
+            replayed = replay_run(path)
+            found |= {"replayed": as_json(replayed), "words": as_text(replayed)}
+        except GovernanceError as error:
+            found["words"] = f"cannot be added up: {error}"
+    return found
 
 
 def _checkpoints(report: Report, log: Iterable[Entry]) -> list[dict[str, Any]]:

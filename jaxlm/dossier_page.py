@@ -51,7 +51,7 @@ def page(facts: Mapping[str, Any]) -> str:
             _head(facts, name),
             _section("verification", "Verification", _verification(facts)),
             _section("timeline", "Timeline", _timeline(facts)),
-            _section("verdicts", "Policy verdicts", _verdicts(facts["verdicts"])),
+            _section("verdicts", "Policy verdicts", _verdicts(facts)),
             _section("privacy", "Privacy budget", _privacy(facts["privacy"])),
             _section("checkpoints", "Checkpoints", _checkpoints(facts)),
             _section("witnesses", "Logs and witnesses", _witnesses(facts)),
@@ -191,10 +191,12 @@ def _timeline(facts: Mapping[str, Any]) -> str:
     )
 
 
-def _verdicts(verdicts: Sequence[Mapping[str, Any]]) -> str:
+def _verdicts(facts: Mapping[str, Any]) -> str:
+    verdicts = facts["verdicts"]
+    policies = _others(facts["policies"], "Policies in force")
     if not verdicts:
-        return _none("no verdict in this run")
-    colours = {"halt": "bad", "review": "warn", "alert": "warn"}
+        return _none("no verdict in this run") + policies
+    colours = {"halt": "bad", "review": "warn", "alert": "warn", "deny": "warn"}
     rows = [
         (
             _text(_when(v["t_wall"])),
@@ -206,11 +208,22 @@ def _verdicts(verdicts: Sequence[Mapping[str, Any]]) -> str:
         )
         for v in verdicts
     ]
-    return _table(("UTC", "entry", "action", "rule", "what else", "policy"), rows)
+    made = _table(("UTC", "entry", "action", "rule", "what else", "policy"), rows)
+    return made + _others(facts["approvals"], "What people decided") + policies
 
 
-def _privacy(charges: Sequence[Mapping[str, Any]]) -> str:
-    if not charges:
+def _others(found: Sequence[Mapping[str, Any]], title: str) -> str:
+    if not found:
+        return ""
+    rows = [
+        (_text(_when(each["t_wall"])), f"<code>{_text(each['log'])}/{each['index']}</code>", _pairs(each["body"]))
+        for each in found
+    ]
+    return f"<h3>{title}</h3>" + _table(("UTC", "entry", "what it says"), rows)
+
+
+def _privacy(budget: Mapping[str, Any]) -> str:
+    if not (charges := budget["newest"]):
         return _none("nothing was charged to a privacy budget in this run")
     rows = [
         (
@@ -223,7 +236,9 @@ def _privacy(charges: Sequence[Mapping[str, Any]]) -> str:
         )
         for c in charges
     ]
-    return _table(("UTC", "entry", "state", "epsilon", "mechanism", "what else"), rows)
+    words = "".join(f"<li>{_text(line)}</li>" for line in budget["words"].splitlines())
+    more = f"<p>The newest {len(rows)} of {budget['charges']:,} entries:</p>"
+    return f"<ul>{words}</ul>{more}" + _table(("UTC", "entry", "state", "epsilon", "mechanism", "what else"), rows)
 
 
 def _checkpoints(facts: Mapping[str, Any]) -> str:

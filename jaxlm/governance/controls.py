@@ -112,7 +112,9 @@ _ACCESS = Evidence("access", "who opened it, with which command")
 _ERASURE = Evidence("erasure", "destroyed records, with the basis; proofs still hold")
 _BUDGET = Evidence("dp.charge", "what was spent of the privacy budget")
 _VERDICT = Evidence("policy.verdict", "what a policy found, with its digest, and what followed")
-_HALT = Evidence("policy.verdict", "halts and reviews", _is("action", "halt", "review", "approve", "override"))
+_HALT = Evidence("policy.verdict", "halts, reviews and refusals", _is("action", "halt", "review", "deny"))
+_POLICY = Evidence("policy.load", "each policy that was in force, by digest")
+_APPROVAL = Evidence("policy.approval", "what people decided on a halt or review, signed")
 _ROTATE = Evidence("key.rotate", "keys that handed over, signed by both")
 _SNAPSHOT = Evidence("ckpt.snapshot", "encrypted copies, by digest")
 _TESTED = Evidence("ckpt.restore", "copies that were restored and verified", _some("snapshot"))
@@ -131,11 +133,11 @@ CONTROLS: tuple[Control, ...] = (
         A27001,
         ("A.5.9", "inventory of assets", _BUILDING, (_START, _DATA, _PARENT, _NODE, _COMMIT)),
         ("A.5.15-5.18", "access control, identity, access rights", ALL, (_ACCESS, _ROTATE)),
-        ("A.5.24-5.27", "handling of incidents", (DEVELOPMENT, OPERATION), (_VERDICT, _RESTORE)),
+        ("A.5.24-5.27", "handling of incidents", (DEVELOPMENT, OPERATION), (_VERDICT, _APPROVAL, _RESTORE)),
         ("A.5.28", "collection of evidence", (DEVELOPMENT, OPERATION), (_EXPORTABLE, _CONSISTENT)),
         ("A.5.33", "protection of records", ALL, (_CONSISTENT, _WITNESSED)),
         ("A.5.34", "privacy and personal data", (DEVELOPMENT, OPERATION, RETIREMENT), (_INFER, _ERASURE, _BUDGET)),
-        ("A.5.36", "compliance with policies", ALL, (_VERDICT,)),
+        ("A.5.36", "compliance with policies", ALL, (_POLICY, _VERDICT)),
         ("A.8.2-8.5", "privileged access, restriction, authentication", ALL, (_ACCESS, _ROTATE)),
         ("A.8.9", "configuration management", (DEVELOPMENT, DEPLOYMENT), (_START, _PLAN)),
         ("A.8.10", "deletion of information", (OPERATION, RETIREMENT), (_ERASURE,)),
@@ -145,20 +147,20 @@ CONTROLS: tuple[Control, ...] = (
         ("A.8.16", "monitoring", (DEVELOPMENT, OPERATION), (_LAYERS, _VERDICT)),
         ("A.8.24", "use of cryptography", ALL, (_COMMIT, _ROTATE, _SNAPSHOT)),
         ("A.8.31, 8.33", "separation of environments, test information", (VALIDATION,), (_EVAL, _DATA)),
-        ("A.8.32", "change management", (DEVELOPMENT, DEPLOYMENT), (_PLAN, _RESTORE, _HALT)),
+        ("A.8.32", "change management", (DEVELOPMENT, DEPLOYMENT), (_PLAN, _POLICY, _APPROVAL, _RESTORE)),
     ),
     *_of(
         A23894,
         ("cl. 6.4", "assessment of risk", (INCEPTION, DEVELOPMENT), (_VERDICT, _EVAL)),
-        ("cl. 6.5", "treatment of risk", (DEVELOPMENT,), (_HALT, _BUDGET)),
+        ("cl. 6.5", "treatment of risk", (DEVELOPMENT,), (_HALT, _APPROVAL, _BUDGET)),
         ("cl. 6.6", "monitoring and review", _RUNNING, (_VERDICT, _INFER)),
         ("cl. 6.7", "recording and reporting", ALL, (_CONSISTENT, _EXPORTABLE, _STEPS)),
     ),
     *_of(
         A38507,
-        ("cl. 4", "accountability", ALL, (_ACCESS, _START)),
-        ("cl. 6.2", "oversight", (DEVELOPMENT, OPERATION), (_HALT,)),
-        ("cl. 6.3", "governance of decisions", (DEVELOPMENT, OPERATION), (_RESTORE, _HALT)),
+        ("cl. 4", "accountability", ALL, (_ACCESS, _APPROVAL, _START)),
+        ("cl. 6.2", "oversight", (DEVELOPMENT, OPERATION), (_HALT, _APPROVAL)),
+        ("cl. 6.3", "governance of decisions", (DEVELOPMENT, OPERATION), (_APPROVAL, _RESTORE)),
         ("cl. 6.4", "use of data", (DEVELOPMENT, OPERATION), (_DATA, _STEPS, _BUDGET)),
         ("cl. 6.6", "compliance", (DEVELOPMENT, OPERATION), (_VERDICT, _CONSISTENT)),
         ("cl. 6.7", "risk", (DEVELOPMENT, OPERATION), (_VERDICT, _BUDGET)),
@@ -183,14 +185,14 @@ CONTROLS: tuple[Control, ...] = (
     ),
     *_of(
         AI_ACT,
-        ("Art. 9, 17", "risk management, quality management", ALL, (_VERDICT,)),
+        ("Art. 9, 17", "risk management, quality management", ALL, (_POLICY, _VERDICT)),
         ("Art. 10", "data and data governance", (DEVELOPMENT,), (_DATA, _STEPS)),
         ("Art. 11, Annex IV, 18", "technical documentation", _BUILDING, (_START, _PLAN, _COMMIT, _EVAL)),
         ("Art. 12(1)", "events are recorded by themselves", ALL, (_CONSISTENT, _STEPS, _INFER)),
         ("Art. 12(2)(a)", "situations of risk, substantial modification", ALL, (_VERDICT, _COMMIT, _RESTORE, _PLAN)),
         ("Art. 12(2)(b)", "post-market monitoring", (OPERATION,), (_INFER, _VERDICT)),
         ("Art. 12(2)(c)", "monitoring of operation", (OPERATION,), (_INFER, _ACCESS)),
-        ("Art. 13, 14", "transparency, human oversight", (DEVELOPMENT, OPERATION), (_HALT,)),
+        ("Art. 13, 14", "transparency, human oversight", (DEVELOPMENT, OPERATION), (_HALT, _APPROVAL)),
         (
             "Art. 15",
             "accuracy, robustness, cybersecurity",

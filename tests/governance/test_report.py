@@ -103,7 +103,14 @@ def _read(text: str) -> _Reader:
     return reader
 
 
-def test_what_somebody_wrote_into_the_log_stays_text(logged: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_somebody_wrote_into_the_log_stays_text(
+    logged: Path,
+    keys: Keys,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+):
+    with Trail(logged / "audit", keys=keys) as trail:
+        trail.record("policy.load", {"policy": EVIL, "before": EVIL})
+        trail.record("policy.approval", {"verdict": 10, "decision": EVIL, "note": EVIL})
     found = facts(logged, Trust())
     text = page(found)
     reader = _read(text)
