@@ -16,8 +16,10 @@ import jax
 
 from jaxlm.checkpoints.processes import first_does
 from jaxlm.checkpoints.store import Store
+from jaxlm.folder import Folder
 from jaxlm.governance import approvals
 from jaxlm.governance.approvals import Open
+from jaxlm.governance.audit import read_log
 from jaxlm.governance.errors import GovernanceError, Rejected
 from jaxlm.governance.judging import Judging, action_of
 from jaxlm.governance.policy import Review, facts_of, train_facts
@@ -26,6 +28,7 @@ from jaxlm.runtime.monitor import REVIEWING
 from jaxlm.runtime.orders import Orders
 from jaxlm.setup import Setup
 from jaxlm.trainer.loop import Finished, Halted, Outcome
+from jaxlm.trainer.metrics import read_jsonl
 from jaxlm.trainer.state import TrainState
 from jaxlm.trainer.stop import Interrupted
 
@@ -94,6 +97,9 @@ class Policing:
         self._tensors, self.store = tensors, store
         order = GO
         if self.leader:
+            before = read_jsonl(self.folder.evaluations) if self.folder.evaluations.exists() else []
+            for record in [record for record in before if record["step"] <= step][-1:]:
+                self.evaluated(record)  # what an earlier start of the run knew
             self.open = approvals.undecided(self.trail.history)
             if self.judging is not None:
                 self.open += self.judging.begin(step)
@@ -137,6 +143,21 @@ class Policing:
             store = self.store
             first_does(lambda: [str(store.good(step)[0])])  # reads and verifies every byte and the signature
         self._follow(self._todo, step)
+
+    def concluded(self, step: int, record: Callable[[], Mapping[str, Any]]) -> str | None:
+        """Judges the last evaluation of a run with the record of its last step. Returns the verdicts that are more than
+        alerts, in words; None where there are none."""
+        if not self.followed:
+            return None
+        order = GO
+        if self.leader:
+            assert self.judging is not None
+            known = lambda: {**train_facts(record()), **self._known, "log": dict(self._log())}
+            self.open += [verdict for verdict in self.judging.judge(step, known, always=True) if asks(verdict)]
+            order = action_of(self.open)
+        if self._order(order) == GO:
+            return None
+        return self._order("; ".join(map(str, self.open)))
 
     def last(self, outcome: Outcome) -> Outcome:
         """How a loop ended that did all its steps, once the last of them are judged."""
@@ -272,13 +293,25 @@ def asks(verdict: Open) -> bool:
 
 
 class Unpoliced:
-    """In place of `Policing` where governance.enabled is false: does nothing."""
+    """In place of `Policing` where governance.enabled is false: judges nothing.
+
+    Raises Halted where the log that an earlier start left says that a policy halted or paused the run, and nobody has
+    decided on that: switching governance off is no way past it.
+    """
 
     say: Callable[[str], None]
     save: Callable[[int, TrainState[Any]], bool]
 
-    def __init__(self) -> None:
-        self.sources: dict[str, Callable[[], Mapping[str, float]]] = {}
+    def __init__(self, folder: Folder, say: Callable[[str], None]) -> None:
+        if jax.process_index() != 0 or not (folder.audit / "log").exists():
+            return
+        try:
+            found = approvals.undecided(read_log(folder.audit, keys=None).entries)
+        except GovernanceError as error:
+            say(f"WARNING: nobody can tell whether a policy halted this run before: {error}")
+            return
+        if found:
+            raise Halted(f"{found[0]}. Set governance.enabled to true, and have that approved: jaxlm audit approve")
 
     def __enter__(self) -> "Unpoliced":
         return self
@@ -295,6 +328,8 @@ class Unpoliced:
         return False
 
     def __call__(self, step: int, state: TrainState[Any]) -> None: ...
+
+    def concluded(self, step: int, record: Callable[[], Mapping[str, Any]]) -> None: ...
 
     def last(self, outcome: Outcome) -> Outcome:
         return outcome

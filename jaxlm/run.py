@@ -131,8 +131,6 @@ def _train(setup: Setup, stop: StopSignal, say: Say, monitor: Monitor) -> int:
         if spending is not None and isinstance(police, Policing):
             police.sources["dp"] = spending.facts
         now = running(setup, session, corpus, shares, spending)
-        if spending is not None:
-            police.sources["dp"] = spending.facts
         training = Training(now, corpus, store, audit, police, stop, say, monitor)
         if done < run.train.steps:
             return training.run(state, done)
@@ -148,6 +146,6 @@ def _policing(
     setup: Setup, audit: Auditing | Unaudited, stop: StopSignal, say: Say, monitor: Monitor
 ) -> Policing | Unpoliced:
     if not isinstance(audit, Auditing):
-        return Unpoliced()
+        return Unpoliced(setup.folder, say)
     assert audit.trail is not None
     return Policing(setup, audit.trail, audit.log_facts, lambda: stop.received, say, monitor.phase)

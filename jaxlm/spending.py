@@ -70,14 +70,6 @@ class Spending:
         if (refused := first_does(charge)) is not None:
             raise BudgetSpent(refused)
 
-    def facts(self) -> dict[str, float]:
-        """What the rules of a policy read under `dp`, on process 0: what is spent with the step under way, and the
-        budget, both as epsilon at `delta`."""
-        assert self._ledger is not None
-        budget = self._ledger.budget
-        spent = self._ledger.spending().epsilon if self._held is None else self._held.epsilon
-        return {"spent": spent, "budget": budget.epsilon, "delta": budget.delta}
-
     def close(self) -> None:
         """Settles the last charge: its step was computed."""
         if self._ledger is not None and self._held is not None:

@@ -353,4 +353,7 @@ class Training:
             f"  generate  {self.again} generate {path} --prompt {shlex.quote(run.sample.prompt or '')}\n"
             f"  evaluate  {self.again} eval {path}"
         )
+        if (why := self.policing.concluded(outcome.step, lambda: read_jsonl(folder.metrics)[-1])) is not None:
+            say(f"all steps are done, and the policy of this run does not agree with what came of it ({why})")
+            return HALTED
         return DONE

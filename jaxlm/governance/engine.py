@@ -7,6 +7,7 @@ or to another question, is an `EngineFailed`, and it is ended: a process that fa
 
 import json
 import os
+import secrets
 import shutil
 import socket
 import struct
@@ -25,6 +26,8 @@ from jaxlm.governance.verdicts import Said
 START_SECONDS = 60.0
 """For the process to come up: it imports a parser."""
 _LARGEST = 1 << 24
+_CANARY, _SINGS = "canary:", "canary.sings"
+"""A rule that is broken in every other question, at random: an engine that always gives one answer is found out."""
 
 
 class EngineFailed(Exception):
@@ -92,20 +95,20 @@ class Engine:
         """Judges by these rules from now on. Raises EngineFailed."""
         self.rules, self.deadline = tuple(rules), deadline
         if self._up:
-            answer = self._ask({"rules": {rule.name: rule.when for rule in rules}}, max(deadline, START_SECONDS))
-            if answer.get("loaded") != sorted(rule.name for rule in rules):
+            asked = {_CANARY: _SINGS, **{rule.name: rule.when for rule in rules}}
+            answer = self._ask({"rules": asked}, max(deadline, START_SECONDS))
+            if answer.get("loaded") != sorted(asked):
                 raise self._lost("it did not take the rules")
 
     def judge(self, facts: Mapping[str, Any]) -> dict[str, Said]:
         """What is said of every rule. Raises EngineFailed."""
         self.ready()
-        said = self._ask({"facts": facts}, self.deadline).get("said")
+        sings = bool(secrets.randbits(1))
+        said = self._ask({"facts": {**facts, "canary": {"sings": sings}}}, self.deadline).get("said")
+        if not isinstance(said, dict) or said.pop(_CANARY, None) is not sings:
+            raise self._lost("its answer is none")
         names = {rule.name for rule in self.rules}
-        if (
-            not isinstance(said, dict)
-            or said.keys() != names
-            or not all(isinstance(v, bool | str) for v in said.values())
-        ):
+        if said.keys() != names or not all(isinstance(each, bool | str) for each in said.values()):
             raise self._lost("its answer is none")
         return {k: Said(v) if isinstance(v, bool) else Said(fault=v) for k, v in said.items()}
 

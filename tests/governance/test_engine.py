@@ -109,8 +109,9 @@ def test_a_process_that_died_or_hangs_is_a_failure_and_stays_one(harm: signal.Si
     ("answer", "why"),
     [
         ('{"id": 2, "said": {}}', "its answer is none"),
-        ('{"id": 2, "said": {"high": false}}', "its answer is none"),
-        ('{"id": 2, "said": {"high": false, "odd": 0}}', "its answer is none"),
+        ('{"id": 2, "said": {"canary:": SINGS, "high": false}}', "its answer is none"),
+        ('{"id": 2, "said": {"canary:": SINGS, "high": false, "odd": 0}}', "its answer is none"),
+        ('{"id": 2, "said": {"canary:": SINGS, "high": false, "odd": false, "more": false}}', "its answer is none"),
         ('{"id": 1, "said": {"high": false, "odd": false}}', "another question"),
         ('{"id": 2}', "its answer is none"),
         ("[]", "no object"),
@@ -122,16 +123,17 @@ def test_an_answer_that_is_none_is_a_failure(
     answer: str | None, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     fake = tmp_path / "worker.py"
-    say = (
-        "sys.exit()" if answer is None else f"raw = {answer!r}.encode(); os.write(1, struct.pack('>I', len(raw)) + raw)"
-    )
+    say = "sys.exit()"
+    if answer is not None:
+        text = answer.replace("SINGS", "' + json.dumps(sings) + '")
+        say = f"raw = ('{text}').encode(); os.write(1, struct.pack('>I', len(raw)) + raw)"
     fake.write_text(
         textwrap.dedent(f"""
             import json, os, runpy, struct, sys
             worker = runpy.run_path({policy_worker.__file__!r})
             worker["write"]({{"sandbox": []}})
-            worker["write"]({{"id": worker["read"]()["id"], "loaded": ["high", "odd"]}})
-            worker["read"]()
+            worker["write"]({{"id": worker["read"]()["id"], "loaded": ["canary:", "high", "odd"]}})
+            sings = worker["read"]()["facts"]["canary"]["sings"]
             {say}
             worker["read"]()
         """)
@@ -139,6 +141,30 @@ def test_an_answer_that_is_none_is_a_failure(
     monkeypatch.setattr(policy_worker, "__file__", str(fake))
     with Engine(RULES, 5.0) as engine, pytest.raises(EngineFailed, match=why):
         engine.judge(FACTS)
+
+
+def test_a_process_that_says_no_to_everything_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fake = tmp_path / "worker.py"
+    fake.write_text(
+        textwrap.dedent(f"""
+            import runpy
+            worker = runpy.run_path({policy_worker.__file__!r})
+            worker["write"]({{"sandbox": []}})
+            rules = worker["read"]()
+            worker["write"]({{"id": rules["id"], "loaded": sorted(rules["rules"])}})
+            while (asked := worker["read"]()) is not None:
+                worker["write"]({{"id": asked["id"], "said": {{name: False for name in rules["rules"]}}}})
+        """)
+    )
+    monkeypatch.setattr(policy_worker, "__file__", str(fake))
+    told: list[Said] = []
+
+    def ask_often(engine: Engine) -> None:
+        told.extend(engine.judge(FACTS)["high"] for _ in range(64))
+
+    with Engine(RULES, 5.0) as engine, pytest.raises(EngineFailed, match="its answer is none"):
+        ask_often(engine)
+    assert set(told) <= {Said()}, "until then nobody would know"
 
 
 def test_a_process_that_does_not_come_up_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -108,6 +108,8 @@ def test_a_halted_run_goes_on_once_that_is_approved_and_not_by_starting_it_again
     assert "rule late, step 6: late enough. It goes on once that is approved" in capsys.readouterr().err
     jaxlm("train", home / "tiny.yaml", "--run-dir", run, "--train.steps", "9", code=4)  # without its policy
     assert "obeyed a policy" in capsys.readouterr().out
+    jaxlm("train", home / "tiny.yaml", "--run-dir", run, "--train.steps", "9", "--governance.enabled", "false", code=4)
+    assert "Set governance.enabled to true" in capsys.readouterr().err
     assert losses(run)[-1][0] == 7
     approve(home, run)
     train(home, run)
@@ -161,6 +163,19 @@ def test_a_review_that_nobody_decides_on_ends_as_the_policy_says(home: Path, run
     train(tmp_path, tmp_path / "other", code=4)
     assert told(tmp_path / "other") == [("told", "alert", 2), ("look", "review", 3), ("look", "halt", 4)]
     assert losses(tmp_path / "other")[-1][0] == 4
+
+
+@pytest.mark.slow
+def test_the_last_evaluation_is_judged_when_all_is_done(home: Path, run: Path, tmp_path: Path, capsys):
+    write_policy(tmp_path, "rules: [{name: poor, when: has(eval.loss) && eval.loss > 1.0, action: halt}]\n")
+    shutil.copy(home / "tiny.yaml", tmp_path)
+    train(tmp_path, tmp_path / "other", "--train.steps", "3", code=4)
+    assert "does not agree with what came of it (halt by rule poor after step 3" in capsys.readouterr().out
+    assert (tmp_path / "other/summary.json").exists()
+    assert told(tmp_path / "other") == [("poor", "halt", 3)]
+    train(tmp_path, tmp_path / "other", "--train.steps", "3", code=4)
+    approve(tmp_path, tmp_path / "other")
+    train(tmp_path, tmp_path / "other", "--train.steps", "4")
 
 
 def test_a_policy_that_cannot_work_is_refused_before_training(home: Path, run: Path, tmp_path: Path, capsys):

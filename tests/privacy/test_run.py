@@ -211,16 +211,3 @@ def test_protected_documents_are_not_evaluated_or_shown(home, capsys):
     assert "is no differentially private mechanism" in capsys.readouterr().err
     jaxlm("data", "show", home / "private.yaml", code=2)
     assert "is a secret that its noise relies on" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_policy_reads_what_is_spent(home, tmp_path):
-    policy = tmp_path / "policy.yaml"
-    policy.write_text("rules: [{name: spent, when: dp.spent > 0.4 * dp.budget, action: halt}]\n")
-    train(home, "--governance.policy", policy, run="policed", code=4)
-    log = read_log(home / "policed" / "audit", keys=None)
-    (verdict,) = (entry.body for entry in log.entries if entry.kind == "policy.verdict")
-    charges = [e.body["epsilon"] for e in log.entries if e.kind == "dp.charge" and e.body["state"] == "reserved"]
-    assert verdict["values"]["dp.budget"] == 4.0
-    assert verdict["values"]["dp.spent"] in charges
-    assert verdict["values"]["dp.spent"] > 1.6
