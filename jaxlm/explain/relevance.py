@@ -15,15 +15,16 @@ Axes: B rows, T query position, S key position, N heads, D embed, H head_dim, C 
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlm.explain.subject import chosen, log_odds
-from jaxlm.model.attention_map import before_last, block_with_map, sees
-from jaxlm.model.classifier import Classifier, pooling_weights
+from jaxlm.explain.subject import NOTHING, chosen, log_odds, shares
+from jaxlm.model.attention_map import before_last, block_with_map, sees, trunk_with_maps
+from jaxlm.model.classifier import Classifier
 
 Batch = Mapping[str, jax.Array]
 """tokens, positions, segments int32 [B, T]."""
@@ -32,6 +33,7 @@ Psi = Callable[[jax.Array], jax.Array]
 """Entry by entry, from an attention probability to an exponent."""
 
 Queries = Literal["all", "pooled"]
+"""Which query positions hand out attention: all real ones alike, or as much as the classifier pools them."""
 
 
 def identity(alpha: jax.Array) -> jax.Array:
@@ -53,20 +55,23 @@ def normalised(
     return jax.nn.softmax(jnp.where(sees_B1TS, psi(maps_BNTS), -jnp.inf), axis=-1)
 
 
-def final_maps(model: Classifier, batch: Batch) -> tuple[Float[Array, "B N T S"], Bool[Array, "B 1 T S"]]:
-    """The attention probabilities of the last layer, exact, float32; and who sees whom."""
+@dataclass(frozen=True, slots=True)
+class Final:
+    """The last layer in the open: its attention probabilities [B, N, T, S], exact, float32; who sees whom
+    [B, 1, T, S]; and the share of each position in what the classifier reads [B, T]."""
+
+    maps: Float[Array, "B N T S"]
+    sees: Bool[Array, "B 1 T S"]
+    pooled: Float[Array, "B T"]
+
+
+def final(model: Classifier, batch: Batch) -> Final:
+    """Runs the model up to its pooling, the last layer in the open."""
     x_BTD = model.embed(batch["tokens"], batch["positions"])
     x_BTD, last = before_last(model, x_BTD, batch["positions"], batch["segments"])
     sees_B1TS = sees(model, x_BTD, batch["segments"])
-    _, maps_BNTS, _ = block_with_map(last, x_BTD, batch["positions"], sees_B1TS)
-    return maps_BNTS, sees_B1TS
-
-
-def query_weights(model: Classifier, batch: Batch, queries: Queries) -> Float[Array, "B T"]:
-    """What each query position counts: `all` real ones alike, or as much as the classifier `pooled` it."""
-    if queries == "pooled":
-        return pooling_weights(batch["segments"], model.pooling)
-    return _real(batch)
+    x_BTD, maps_BNTS, _ = block_with_map(last, x_BTD, batch["positions"], sees_B1TS)
+    return Final(maps_BNTS, sees_B1TS, shares(model, model.norm(x_BTD), batch["segments"]))
 
 
 def received(maps_BNTS: Float[Array, "B N T S"], queries_BT: Float[Array, "B T"]) -> Float[Array, "B S"]:
@@ -76,8 +81,8 @@ def received(maps_BNTS: Float[Array, "B N T S"], queries_BT: Float[Array, "B T"]
 
 def vanilla(model: Classifier, batch: Batch, classes_B: Int[Array, " B"], *, queries: Queries = "all") -> jax.Array:
     """Plain attention received in the final layer. `classes_B` changes nothing: attention knows no class."""
-    maps_BNTS, _ = final_maps(model, batch)
-    return received(maps_BNTS, query_weights(model, batch, queries)) * _real(batch)
+    found = final(model, batch)
+    return received(found.maps, found.pooled if queries == "pooled" else _real(batch)) * _real(batch)
 
 
 def shuffled(model: Classifier, batch: Batch, classes_B: Int[Array, " B"], *, seed: int = 0) -> jax.Array:
@@ -92,8 +97,8 @@ def shuffled(model: Classifier, batch: Batch, classes_B: Int[Array, " B"], *, se
 def paper_literal(model: Classifier, batch: Batch, classes_B: Int[Array, " B"], *, psi: str = "identity") -> jax.Array:
     """Algorithm 3 as printed: the sum over keys j of R[h][i, j], per position i. A softmax adds up to 1, so all scores
     tie: a negative control."""
-    maps_BNTS, sees_B1TS = final_maps(model, batch)
-    return jnp.mean(jnp.sum(normalised(maps_BNTS, sees_B1TS, PSI[psi]), axis=-1), axis=1) * _real(batch)
+    found = final(model, batch)
+    return jnp.mean(jnp.sum(normalised(found.maps, found.sees, PSI[psi]), axis=-1), axis=1) * _real(batch)
 
 
 def paper(
@@ -105,9 +110,9 @@ def paper(
     queries: Queries = "all",
 ) -> jax.Array:
     """Eq. 15 with algorithm 3 read as attention *received*: the sum over queries, and heads, of R."""
-    maps_BNTS, sees_B1TS = final_maps(model, batch)
-    r_BNTS = normalised(maps_BNTS, sees_B1TS, PSI[psi])
-    return received(r_BNTS, query_weights(model, batch, queries)) * _real(batch)
+    found = final(model, batch)
+    r_BNTS = normalised(found.maps, found.sees, PSI[psi])
+    return received(r_BNTS, found.pooled if queries == "pooled" else _real(batch)) * _real(batch)
 
 
 def _real(batch: Batch) -> Float[Array, "B T"]:
@@ -137,3 +142,90 @@ def last_layer_gradient(model: Classifier, batch: Batch, classes_B: Int[Array, "
     none_BNTS = jnp.zeros((B, model.config.heads, T, T), jnp.float32)
     (dx_BTD, dmaps_BNTS), maps_BNTS = jax.grad(score, argnums=(0, 1), has_aux=True)(x_BTD, none_BNTS)
     return x_BTD, maps_BNTS, dx_BTD, dmaps_BNTS
+
+
+def grounded_last(model: Classifier, batch: Batch, classes_B: Int[Array, " B"]) -> jax.Array:
+    """The last layer's attention grounded in the class, at the price of one pass back through that layer alone: what
+    each position gives the class through attention (its gradient knows the values and the class; what speaks against
+    it is left out), and through its own residual stream (gradient times what sets it apart from the row's mean)."""
+    x_BTD, maps_BNTS, dx_BTD, dmaps_BNTS = last_layer_gradient(model, batch, classes_B)
+    real_BT1 = _real(batch)[:, :, None]
+    mean_B1D = jnp.sum(x_BTD * real_BT1, axis=1, keepdims=True) / jnp.maximum(jnp.sum(real_BT1, 1, keepdims=True), 1.0)
+    along_BT = jnp.sum(((x_BTD - mean_B1D) * dx_BTD).astype(jnp.float32), axis=-1)
+    return (along_BT + jnp.sum(maps_BNTS * jax.nn.relu(dmaps_BNTS), axis=(1, 2))) * _real(batch)
+
+
+@dataclass(frozen=True, slots=True)
+class EveryLayer:
+    """Attention of all layers [L, B, N, T, S] and the gradient of the class's log odds on it; embeddings and theirs
+    [B, T, D]; the trunk's output [B, T, D]; the share of each position in what the classifier reads [B, T]."""
+
+    maps: jax.Array
+    dmaps: jax.Array
+    x: jax.Array
+    dx: jax.Array
+    out: jax.Array
+    pooled: jax.Array
+
+
+def nothing(model: Classifier, batch: Batch, mask: int) -> Float[Array, "B T D"]:
+    """Embeddings of a text that says nothing: every position hidden by the id `mask`, or zeros where it is negative
+    (a model that was trained with no hidden words has no such id).
+
+    Zeros are a poor place to begin for a model with RMSNorm, which does not see how long its input is: all of the way
+    from zero happens at its very start.
+    """
+    if mask < 0:
+        return jnp.zeros_like(model.embed(batch["tokens"], batch["positions"]))
+    return model.embed(jnp.where(batch["segments"] > 0, mask, batch["tokens"]), batch["positions"])
+
+
+def every_layer(
+    model: Classifier, batch: Batch, classes_B: Int[Array, " B"], *, mask: int = -1, at: float = 1.0
+) -> EveryLayer:
+    """One pass forward and one back through the model, all attention in the open, `at` on the way from nothing (0) to
+    the text (1). `x` are the embeddings of the text less those of nothing."""
+    text_BTD = model.embed(batch["tokens"], batch["positions"])
+    x_BTD = text_BTD
+    if at < 1.0:
+        none_BTD = nothing(model, batch, mask)
+        text_BTD, x_BTD = text_BTD - none_BTD, none_BTD + at * (text_BTD - none_BTD)
+        wanted_B = _settled(model, batch, classes_B)
+    else:
+        wanted_B = classes_B
+    B, T, _ = x_BTD.shape
+
+    def score(x_BTD: jax.Array, added: jax.Array) -> tuple[jax.Array, Any]:
+        out_BTD, maps = trunk_with_maps(model, x_BTD, batch["positions"], batch["segments"], added)
+        share_BT = shares(model, out_BTD, batch["segments"])
+        logits_BC = model.classify(model.pool(out_BTD, batch["segments"]))
+        odds_B = log_odds(logits_BC, jax.lax.stop_gradient(chosen(logits_BC, wanted_B)))
+        return jnp.sum(odds_B), (maps, out_BTD, share_BT)
+
+    none = jnp.zeros((model.config.layers, B, model.config.heads, T, T), jnp.float32)
+    (dx_BTD, dmaps), (maps, out_BTD, share_BT) = jax.grad(score, argnums=(0, 1), has_aux=True)(x_BTD, none)
+    return EveryLayer(maps, dmaps, text_BTD, dx_BTD, out_BTD, share_BT)
+
+
+def _settled(model: Classifier, batch: Batch, classes_B: Int[Array, " B"]) -> Int[Array, " B"]:
+    """The classes asked for, with the one predicted for the whole text in place of NOTHING."""
+    pooled_BD = model.represent(batch["tokens"], batch["positions"], batch["segments"])
+    return jnp.where(classes_B == NOTHING, jnp.argmax(model.classify(pooled_BD), axis=-1), classes_B)
+
+
+def grounded(
+    model: Classifier, batch: Batch, classes_B: Int[Array, " B"], *, mask: int = -1, at: float = 0.5
+) -> jax.Array:
+    """Our relevance without supervision: attention of every layer where its gradient speaks for the class, received by
+    each position from all queries, heads and layers, and what the position gives without attention, its gradient times
+    what sets its embedding apart from nothing.
+
+    The gradient of an attention entry is the class's slope along the value that it carries, so value norms are in it;
+    entries that speak against the class are left out rather than cancelled against others. Both gradients are taken
+    halfway between nothing and the text, where the class is not settled yet: the one-point rule of integrated
+    gradients, for one pass forward and one back.
+    """
+    found = every_layer(model, batch, classes_B, mask=mask, at=at)
+    attention_BT = jnp.sum(found.maps * jax.nn.relu(found.dmaps), axis=(0, 2, 3))
+    along_BT = jnp.sum((found.x * found.dx).astype(jnp.float32), axis=-1)
+    return (at * attention_BT + along_BT) * _real(batch)

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from jaxlm.explain.fidelity import share
-from jaxlm.explain.subject import Subject, Words
+from jaxlm.explain.subject import NOTHING, Subject, Words, of_class
 
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)
 Removal = Literal["mask", "delete"]
@@ -46,21 +46,23 @@ def faithfulness(
     subject: Subject,
     texts: Sequence[Words],
     scores: Sequence[np.ndarray],
+    classes: np.ndarray | None = None,
     *,
     removal: Removal = "mask",
     shares: Sequence[float] = SHARES,
 ) -> Faithfulness:
-    """Of the class that the model predicts for the whole text."""
+    """Of the class asked for (a number, HARMFUL or NOTHING); default the one predicted for the whole text."""
     whole = subject.probabilities(texts)
-    classes, rows = whole.argmax(-1), np.arange(len(texts))
-    before = whole[rows, classes]
+    asked = np.full(len(texts), NOTHING) if classes is None else classes
+    wanted = np.asarray(np.where(asked == NOTHING, whole.argmax(-1), asked))
+    before = of_class(whole, wanted)
     lost, gained = np.zeros(len(texts)), np.zeros(len(texts))
     for fraction in shares:
         chosen = [share(s, fraction) for s in scores]
         without = kept_probabilities(subject, texts, [~c for c in chosen], removal)
         alone = kept_probabilities(subject, texts, chosen, removal)
-        lost += (before - without[rows, classes]) / len(shares)
-        gained += (before - alone[rows, classes]) / len(shares)
+        lost += (before - of_class(without, wanted)) / len(shares)
+        gained += (before - of_class(alone, wanted)) / len(shares)
     return Faithfulness(
         comprehensiveness=float(lost.mean()),
         sufficiency=float(gained.mean()),

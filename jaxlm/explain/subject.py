@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxlm.explain.texts import Encoder, by_word, split
-from jaxlm.model.classifier import Classifier
+from jaxlm.model.classifier import Classifier, pooling_weights
 
 ROWS = 32
 """Rows of a batch: one shape for few compilations."""
@@ -41,24 +41,25 @@ class Subject:
     rows: int = ROWS
 
     def probabilities(self, texts: Sequence[Words], kept: Sequence[np.ndarray] | None = None) -> np.ndarray:
-        """float64 [N, C]. `kept[i]` bool [W]: words that stay where the others are hidden as padding is: nobody attends
-        to their tokens, they are not pooled, and the positions of the rest do not move."""
+        """float64 [N, C]. `kept[i]` bool [W]: the words that stay; the others become the encoder's mask, or, where the
+        model knows none, are hidden as padding is: nobody attends to them, they are not pooled, and the positions of
+        the rest do not move."""
         found = np.zeros((len(texts), len(self.classes)))
         for places, batch in self.encoder.batches(texts, self.rows):
             if kept is not None:
                 for row, place in enumerate(places):
                     owners = batch["owners"][row]
                     hidden = (owners >= 0) & ~np.append(kept[place], True)[owners]
-                    batch["segments"][row, hidden] = 0
+                    if self.encoder.mask is None:
+                        batch["segments"][row, hidden] = 0
+                    else:
+                        batch["tokens"][row, hidden] = self.encoder.mask
             found[places] = np.asarray(_probabilities(self.model, _tensors(batch)))[: len(places)]
         return found
 
     def predict_proba(self, texts: Sequence[str]) -> np.ndarray:
-        """float64 [N, C] of free texts, split into words as `texts.split` does: what LIME, SHAP and Anchors call."""
-        return self.probabilities([tuple(text.split()) if self.by_blanks else split(text) for text in texts])
-
-    by_blanks: bool = True
-    """Whether texts given as strings are words joined by blanks, as the libraries' own perturbations are."""
+        """float64 [N, C] of free texts, split into words as `texts.split` does."""
+        return self.probabilities([split(text) for text in texts])
 
     def predict(self, texts: Sequence[Words]) -> np.ndarray:
         """The most likely class of each, int [N]."""
@@ -69,7 +70,8 @@ class Subject:
     ) -> list[np.ndarray]:
         """One float64 [W] per text: the scores of its tokens added up by word.
 
-        `classes` int [N] says for which class; default the one predicted. `options` are static for jit.
+        `classes` int [N] says for which class, NOTHING or HARMFUL; default the one predicted. `options` are static for
+        jit.
         """
         found: list[np.ndarray] = [np.zeros(0)] * len(texts)
         call = _jitted(score, tuple(sorted(options.items())))
@@ -83,8 +85,9 @@ class Subject:
         return found
 
 
-NOTHING = -1
-"""Asks for the class that the model predicts."""
+NOTHING, HARMFUL = -1, -2
+"""In place of a class: the one that the model predicts; all but class 0, which by convention is the harmless one.
+People who mark offensive and hateful posts alike mark why they are no normal ones."""
 
 
 def _tensors(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -102,15 +105,31 @@ def _probabilities(model: Classifier, batch: dict[str, Any]) -> jax.Array:
     return jax.nn.softmax(model.classify(pooled_BD), axis=-1)
 
 
+def shares(model: Classifier, x_BTD: Float[Array, "B T D"], segments_BT: Int[Array, "B T"]) -> Float[Array, "B T"]:
+    """The share of each position in the vector that the classifier reads."""
+    own = getattr(model, "shares", None)
+    return pooling_weights(segments_BT, model.pooling) if own is None else own(x_BTD, segments_BT)
+
+
 def chosen(logits_BC: Float[Array, "B C"], classes_B: Int[Array, " B"]) -> Float[Array, "B C"]:
-    """One-hot rows of the classes asked for; of the most likely class where none is."""
+    """1 for the classes asked for: one of them, the most likely where NOTHING is, all but class 0 where HARMFUL is."""
     wanted_B = jnp.where(classes_B < 0, jnp.argmax(logits_BC, axis=-1), classes_B)
-    return jax.nn.one_hot(wanted_B, logits_BC.shape[-1], dtype=logits_BC.dtype)
+    one_BC = jax.nn.one_hot(wanted_B, logits_BC.shape[-1], dtype=logits_BC.dtype)
+    harmful_C = (jnp.arange(logits_BC.shape[-1]) > 0).astype(logits_BC.dtype)
+    return jnp.where((classes_B == HARMFUL)[:, None], harmful_C[None, :], one_BC)
 
 
-def log_odds(logits_BC: Float[Array, "B C"], onehot_BC: Float[Array, "B C"]) -> Float[Array, " B"]:
-    """The log odds of a class against all others: it does not flatten where the probability nears 1, and moving all
-    logits alike changes nothing, as it does with a single logit."""
-    of_class = jnp.sum(logits_BC * onehot_BC, axis=-1)
-    others = jax.nn.logsumexp(jnp.where(onehot_BC > 0, -jnp.inf, logits_BC), axis=-1)
-    return of_class - others
+def log_odds(logits_BC: Float[Array, "B C"], members_BC: Float[Array, "B C"]) -> Float[Array, " B"]:
+    """The log odds of some classes against all others: it does not flatten where the probability nears 1, and moving
+    all logits alike changes nothing, as it does with a single logit."""
+    among = lambda inside_BC: jax.nn.logsumexp(jnp.where(inside_BC, logits_BC, -jnp.inf), axis=-1)
+    return among(members_BC > 0) - among(members_BC == 0)
+
+
+def of_class(probabilities: np.ndarray, classes: np.ndarray | int) -> np.ndarray:
+    """float64 [N]: the probability of the class asked for, in each row of [N, C]; of all but class 0 for HARMFUL, of
+    the most likely for NOTHING."""
+    classes = np.broadcast_to(classes, len(probabilities))
+    wanted = np.where(classes < 0, probabilities.argmax(-1), classes)
+    one = probabilities[np.arange(len(probabilities)), wanted]
+    return np.where(classes == HARMFUL, 1.0 - probabilities[:, 0], one)

@@ -7,7 +7,7 @@ import bisect
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -55,20 +55,44 @@ def spans(marks: Sequence[bool] | np.ndarray) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
 
-@dataclass(frozen=True, slots=True)
 class Encoder:
-    """Words to rows of tokens, by the tokenizer that the model was trained with.
+    """Words to rows of tokens, by what the model was trained with.
 
     Attributes:
-        tokenizer: whose ids the model knows.
-        begin, end: ids around every text; None for none.
         longest: most tokens of a row; longer texts are cut at the end, and words beyond the cut own no token.
+        mask: the id that stands for a hidden word in a model that was trained with hidden words; None where there is
+            none, and hidden words are taken for padding.
     """
+
+    longest: int
+    mask: int | None = None
+
+    def encode(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids int32 [T] and the word that owns each token, or NOBODY."""
+        raise NotImplementedError
+
+    def batches(self, texts: Sequence[Sequence[str]], rows: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+        """Texts of like length together: their places in `texts` [n], and a batch of `rows` rows, of which the first n
+        are theirs: tokens, positions, segments, owners int32 [B, T]. T is a power of two, so that few programs are
+        compiled."""
+        encoded = [self.encode(words) for words in texts]
+        order = sorted(range(len(texts)), key=lambda i: len(encoded[i][0]))
+        for start in range(0, len(order), rows):
+            chosen = order[start : start + rows]
+            widest = max(1, *(len(encoded[i][0]) for i in chosen)) if chosen else 1
+            length = min(self.longest, max(16, 1 << (widest - 1).bit_length()))
+            yield np.array(chosen), _rows([encoded[i] for i in chosen], rows, length)
+
+
+@dataclass(frozen=True)
+class PieceEncoder(Encoder):
+    """By a tokenizer that cuts text into pieces; `begin` and `end` are ids around every text, None for none."""
 
     tokenizer: Tokenizer
     begin: int | None = None
     end: int | None = None
     longest: int = 512
+    mask: int | None = None
 
     def encode(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Token ids int32 [T] of the words joined by blanks, and the word that owns each token, or NOBODY.
@@ -93,17 +117,24 @@ class Encoder:
                 belong.insert(side * len(belong), np.array([NOBODY], np.int32))
         return np.concatenate(parts), np.concatenate(belong)
 
-    def batches(self, texts: Sequence[Sequence[str]], rows: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-        """Texts of like length together: their places in `texts` [n], and a batch of `rows` rows, of which the first n
-        are theirs: tokens, positions, segments, owners int32 [B, T]. T is a power of two, so that few programs are
-        compiled."""
-        encoded = [self.encode(words) for words in texts]
-        order = sorted(range(len(texts)), key=lambda i: len(encoded[i][0]))
-        for start in range(0, len(order), rows):
-            chosen = order[start : start + rows]
-            widest = max(1, *(len(encoded[i][0]) for i in chosen)) if chosen else 1
-            length = min(self.longest, max(16, 1 << (widest - 1).bit_length()))
-            yield np.array(chosen), _rows([encoded[i] for i in chosen], rows, length)
+
+class Ids(Protocol):
+    """A vocabulary of whole words, such as `jaxlm.data.labelled.vocabulary.Vocabulary`."""
+
+    def encode(self, words: Sequence[str]) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class WordEncoder(Encoder):
+    """By a vocabulary of whole words, which are lower case: one token each."""
+
+    vocabulary: Ids
+    longest: int = 512
+    mask: int | None = None
+
+    def encode(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        ids = self.vocabulary.encode([word.lower() for word in words[: self.longest]])
+        return ids, np.arange(len(ids), dtype=np.int32)
 
 
 def _rows(encoded: Sequence[tuple[np.ndarray, np.ndarray]], rows: int, length: int) -> dict[str, np.ndarray]:

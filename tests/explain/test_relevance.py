@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxlm.explain import relevance
-from jaxlm.explain.relevance import PSI, Batch, final_maps, normalised, paper, paper_literal, shuffled, vanilla
+from jaxlm.explain.relevance import PSI, Batch, final, normalised, paper, paper_literal, shuffled, vanilla
 from jaxlm.explain.subject import NOTHING
 from jaxlm.model.attention_map import trunk_with_maps
 from jaxlm.model.classifier import Classifier
@@ -23,7 +23,8 @@ from tests.laws.work import make_plan
 @cache
 def maps_of(causal: bool) -> tuple[np.ndarray, np.ndarray]:
     """The final maps of a model that sees both ways or not, and who sees whom."""
-    return jax.tree.map(np.asarray, jax.jit(final_maps)(fresh(DECODER if causal else ENCODER), one_batch()))
+    open_layer = lambda model, batch: (lambda found: (found.maps, found.sees))(final(model, batch))
+    return jax.tree.map(np.asarray, jax.jit(open_layer)(fresh(DECODER if causal else ENCODER), one_batch()))
 
 
 DECODER = dataclasses.replace(ENCODER, causal=True)

@@ -12,8 +12,8 @@ import optax
 from jaxlm.data.config import TokenizerConfig
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.explain.subject import Subject
-from jaxlm.explain.texts import Encoder, Example
-from jaxlm.model.classifier import Classifier, classify
+from jaxlm.explain.texts import Example, PieceEncoder
+from jaxlm.model.classifier import Classifier
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.transformer import Execution
 
@@ -40,8 +40,8 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train([e.text for e in examples(200, 0)], TokenizerConfig(vocab=400))
 
 
-def encoder() -> Encoder:
-    return Encoder(tokenizer(), begin=tokenizer().bos, longest=32)
+def encoder() -> PieceEncoder:
+    return PieceEncoder(tokenizer(), begin=tokenizer().bos, longest=32, mask=0)
 
 
 @cache
@@ -57,13 +57,20 @@ def subject() -> Subject:
     texts = examples(128, 0)
     places, rows = next(iter(encoder().batches([e.words for e in texts], len(texts))))
     rows["labels"] = np.array([texts[i].label for i in places], np.int32)
-    rows["weights"] = np.ones(len(texts), np.float32)
     batch = {name: jnp.asarray(value) for name, value in rows.items() if name != "owners"}
+
+    # In a quarter of the rows some words are hidden, so that the model knows its mask.
+    hidden = jax.random.bernoulli(jax.random.key(3), 0.3, batch["tokens"].shape) & (batch["segments"] > 0)
+
+    def cross_entropy(model: Classifier) -> jax.Array:
+        tokens_BT = jnp.where(hidden & (jnp.arange(len(texts)) % 4 == 0)[:, None], 0, batch["tokens"])
+        logits_BC = model.classify(model.represent(tokens_BT, batch["positions"], batch["segments"]))
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits_BC, batch["labels"]))
 
     def train(model: Any) -> tuple[Any, jax.Array]:
         def step(carry: Any, _: None) -> tuple[Any, jax.Array]:
             model, state = carry
-            loss, gradient = jax.value_and_grad(lambda m: classify(m, batch)[0] / len(texts))(model)
+            loss, gradient = jax.value_and_grad(cross_entropy)(model)
             updates, state = tx.update(gradient, state, model)
             return (optax.apply_updates(model, updates), state), loss
 
@@ -71,7 +78,7 @@ def subject() -> Subject:
         return model, losses
 
     model, losses = jax.jit(train)(model)
-    assert losses[-1] < 0.05, f"the tiny classifier did not learn: {losses[-1]}"
+    assert losses[-1] < 0.2, f"the tiny classifier did not learn: {losses[-1]}"
     return Subject(model, encoder(), ("quiet", "trouble"), rows=16)
 
 
