@@ -26,7 +26,7 @@ from jaxlm.runtime.monitor import Monitor
 from jaxlm.runtime.peers import Peers
 from jaxlm.session import Session, described_machine, expected_vocab, local_machine, numerics, resolve, workload_of
 from jaxlm.setup import Options, Setup, resume_command
-from jaxlm.spending import Spending
+from jaxlm.spending import Spending, hidden
 from jaxlm.state import first_state
 from jaxlm.syncing import asked, describe, held_bytes
 from jaxlm.trainer.loop import Halted, Outcome
@@ -111,6 +111,8 @@ def _train(setup: Setup, stop: StopSignal, say: Say, monitor: Monitor) -> int:
         _policing(setup, audit, stop, say, monitor) as police,
         run.checkpoint.build(folder.checkpoints, audit.notary) as store,
     ):
+        if run.privacy.enabled:
+            corpus.digest = hidden(audit, corpus.digest)
         if extra := held_bytes(session.sync, session.abstract.sync):
             say(beside(setup.plan, setup.cluster, extra, run.plan.fraction(setup.cluster.device.memory)))
         state, done = first_state(session, store, corpus, folder, say, lambda found: audit.check(found, store))
@@ -128,8 +130,6 @@ def _train(setup: Setup, stop: StopSignal, say: Say, monitor: Monitor) -> int:
         shares = store.facts(done).get("shares") if done else None
         # Before anything of the protected documents is read: what there is to spend, and what a step costs.
         spending = Spending(run, folder, corpus.split(TRAIN).documents, audit, say) if run.privacy.enabled else None
-        if spending is not None and isinstance(police, Policing):
-            police.sources["dp"] = spending.facts
         now = running(setup, session, corpus, shares, spending)
         training = Training(now, corpus, store, audit, police, stop, say, monitor)
         if done < run.train.steps:

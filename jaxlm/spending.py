@@ -14,6 +14,7 @@ from jaxlm.config import Run
 from jaxlm.folder import Folder
 from jaxlm.privacy.accounting import best_order, calibrated
 from jaxlm.privacy.budget import Budget
+from jaxlm.privacy.commitment import committed
 from jaxlm.privacy.errors import BudgetSpent, PrivacyError
 from jaxlm.privacy.ledger import SETTLED, VOID, Charge, Ledger
 from jaxlm.privacy.mechanisms import Mechanism, mechanism
@@ -76,12 +77,6 @@ class Spending:
             self._ledger.settle(self._held)
             self._record({"state": SETTLED, "charge": self._held.id, "mechanism": None, "epsilon": self._held.epsilon})
             self._held = None
-
-    def facts(self) -> dict[str, float]:
-        """What rules may read, on process 0: epsilon spent, the step under way included, and the budget."""
-        assert self._ledger is not None
-        spent = self._ledger.spending().epsilon if self._held is None else self._held.epsilon
-        return {"spent": spent, "budget": self._ledger.budget.epsilon}
 
     def _begin(self, run: Run, folder: Folder, say: Callable[[str], None]) -> float:
         assert self._trail is not None  # privacy.enabled asks for governance.enabled
@@ -178,6 +173,17 @@ def entry_of(charge: Charge, ledger: Ledger) -> dict[str, Any]:
         "epsilon": charge.epsilon,
         "step": charge.who.get("step"),
     }
+
+
+def hidden(audit: Auditing | Unaudited, digest: str) -> str:
+    """What stands for the digest of protected text in everything that this run writes; the same on all processes."""
+
+    def commit() -> str:
+        assert isinstance(audit, Auditing)
+        assert audit.trail is not None
+        return committed(audit.trail.keys.folder, audit.trail.run, digest)
+
+    return first_does(commit)
 
 
 def declared(run: Run, query: Mechanism) -> Budget:

@@ -3,14 +3,18 @@
 import json
 import secrets
 import shutil
+import signal
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
+from experiments.processes import free_port
 from jaxlm.auditor import verify_run
 from jaxlm.cli import main
+from jaxlm.config import build
 from jaxlm.data.config import DataConfig, TokenizerConfig
 from jaxlm.data.corpus import MODEL
 from jaxlm.data.prepare import prepare
@@ -21,7 +25,7 @@ from jaxlm.privacy.budget import plus
 from jaxlm.privacy.ledger import Ledger
 from jaxlm.privacy.mechanisms import Mechanism
 from jaxlm.replaying import replay_run
-from tests.cli.programs import WORDS, records, write_texts
+from tests.cli.programs import WORDS, finish, records, signal_at, start, write_texts
 
 pytest.importorskip("jax_privacy", reason="needs the extra: uv sync --extra privacy")
 
@@ -112,12 +116,16 @@ def test_every_step_is_charged_before_it_is_taken(home):
     assert all(charged[step] < taken[step] for step in taken)
 
 
-def test_the_secret_and_the_sample_are_written_nowhere(home):
+def test_the_secret_the_sample_and_the_digest_of_the_text_are_written_nowhere(home):
     forms = [SECRET, SECRET.hex().encode()]
     for path in sorted(home.rglob("*")):
         if path.is_file() and not path.is_symlink():
             content = path.read_bytes()
             assert not any(form in content for form in forms), path
+    config = (home / "run" / "config.yaml").read_text()
+    digest = prepare(build(yaml.safe_load(config), "run").data, silent).digest.encode()
+    for path in sorted((home / "run").rglob("*")):
+        assert not path.is_file() or digest not in path.read_bytes(), path
     rows = records(home / "run" / "metrics.jsonl")
     assert {hash for row in rows for hash in row["batches"]} == {"0" * 16}
     assert {row["tokens"] for row in rows} == {8 * 32}
@@ -211,3 +219,37 @@ def test_protected_documents_are_not_evaluated_or_shown(home, capsys):
     assert "is no differentially private mechanism" in capsys.readouterr().err
     jaxlm("data", "show", home / "private.yaml", code=2)
     assert "is a secret that its noise relies on" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_what_was_killed_and_went_on_paid_for_every_step(home):
+    """SIGKILL three times in a run of its own processes: every step that the log knows was charged before it, the
+    ledger and the log agree, and the steps that were taken twice were paid twice."""
+    arguments = ["train", home / "private.yaml", "--run-dir", home / "killed", "--train.steps", "60"]
+    arguments += ["--privacy.noise_multiplier", "3.0", "--checkpoint.every_steps", "5"]
+    for step in (7, 18, 33):
+        process = start(arguments, home=home, devices=8)
+        signal_at(process, home / "killed" / "metrics.jsonl", step, signal.SIGKILL)
+        process.communicate()
+    finish(start(arguments, home=home, devices=8))
+    found = replay_run(home / "killed")
+    assert found.faults == []
+    (query,) = found.log.queries
+    assert query[1] > 60
+    assert found.ledger == pytest.approx(found.log.filter, rel=1e-12)
+    assert found.log.filter <= 4.0
+
+
+@pytest.mark.slow
+def test_two_processes_sample_alike_and_stop_together(home):
+    """Two processes of four devices, of which one has the ledger: their weights stay the same bits while each reads its
+    own part of a sample that only they know, and the end of the budget stops both after the same step."""
+    job = ["--coordinator", f"localhost:{free_port()}", "--processes", "2", "--train.check_replicas", "1"]
+    arguments = ["train", home / "private.yaml", "--run-dir", home / "both", "--train.steps", "20", *job]
+    running = [start([*arguments, "--process", str(i)], home=home, devices=4) for i in range(2)]
+    said, other = [finish(process, 3) for process in running]
+    assert "is used up" in said
+    assert "is used up" not in other
+    found = replay_run(home / "both")
+    assert found.faults == []
+    assert f"state after step {found.log.queries[0][1]} saved" in said
