@@ -130,6 +130,8 @@ def _train(setup: Setup, stop: StopSignal, say: Say, monitor: Monitor) -> int:
         shares = store.facts(done).get("shares") if done else None
         # Before anything of the protected documents is read: what there is to spend, and what a step costs.
         spending = Spending(run, folder, corpus.split(TRAIN).documents, audit, say) if run.privacy.enabled else None
+        if spending is not None and isinstance(police, Policing):
+            police.sources["dp"] = spending.facts
         now = running(setup, session, corpus, shares, spending)
         training = Training(now, corpus, store, audit, police, stop, say, monitor)
         if done < run.train.steps:
