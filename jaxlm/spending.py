@@ -78,6 +78,12 @@ class Spending:
             self._record({"state": SETTLED, "charge": self._held.id, "mechanism": None, "epsilon": self._held.epsilon})
             self._held = None
 
+    def facts(self) -> dict[str, float]:
+        """What rules may read, on process 0: epsilon spent, the step under way included, and the budget."""
+        assert self._ledger is not None
+        spent = self._ledger.spending().epsilon if self._held is None else self._held.epsilon
+        return {"spent": spent, "budget": self._ledger.budget.epsilon}
+
     def _begin(self, run: Run, folder: Folder, say: Callable[[str], None]) -> float:
         assert self._trail is not None  # privacy.enabled asks for governance.enabled
         path = ledger_path(run.privacy.ledger, folder.path)
