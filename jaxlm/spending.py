@@ -144,7 +144,8 @@ class Spending:
                     "rolled back or edited. Take back one that is no older than the log"
                 )
         for charge in there.values():
-            if charge.who.get("run") == self._trail.run and charge.id not in known.charges:
+            ours = charge.who.get("run") == self._trail.run and charge.state != VOID
+            if ours and charge.id not in known.charges:
                 self._commit(entry_of(charge, ledger) | {"late": True})
 
     def _charge(self, step: int) -> None:
@@ -170,7 +171,7 @@ class Spending:
 def entry_of(charge: Charge, ledger: Ledger) -> dict[str, Any]:
     """The body of the entry of a charge."""
     return {
-        "state": charge.state if charge.state == VOID else "reserved",
+        "state": "reserved",
         "charge": charge.id,
         "number": charge.number,
         "ledger": ledger.id,

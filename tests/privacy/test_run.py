@@ -253,3 +253,17 @@ def test_two_processes_sample_alike_and_stop_together(home):
     found = replay_run(home / "both")
     assert found.faults == []
     assert f"state after step {found.log.queries[0][1]} saved" in said
+
+
+@pytest.mark.slow
+def test_a_policy_reads_what_is_spent(home, tmp_path):
+    pytest.importorskip("celpy", reason="needs the extra: uv sync --extra policy")
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("rules: [{name: spent, when: dp.spent > 0.4 * dp.budget, action: halt}]\n")
+    train(home, "--governance.policy", policy, run="policed", code=4)
+    log = read_log(home / "policed" / "audit", keys=None)
+    (verdict,) = (entry.body for entry in log.entries if entry.kind == "policy.verdict")
+    charges = [e.body["epsilon"] for e in log.entries if e.kind == "dp.charge" and e.body["state"] == "reserved"]
+    assert verdict["values"]["dp.budget"] == 4.0
+    assert verdict["values"]["dp.spent"] in charges
+    assert verdict["values"]["dp.spent"] > 1.6
