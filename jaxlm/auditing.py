@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlm.checkpoints.processes import first_does
+from jaxlm.checkpoints.processes import all_say, first_does
 from jaxlm.checkpoints.store import Found, Store
 from jaxlm.governance import node
 from jaxlm.governance.errors import GovernanceError
@@ -142,7 +142,8 @@ class Auditing:
         self._commit("run.start", body)
         self.adopted(step, plan)
         self.witnessing = None if self._ask is None else self._ask()
-        if self.leader and (alerts := node.cloned(other.body["node"] for other in self.trail.find("run.start"))):
+        nodes = all_say(body["node"])
+        if self.leader and (alerts := node.watch(self.trail, nodes)):
             self.say("\n".join(f"audit: {alert}" for alert in alerts))
 
     def adopted(self, step: int, plan: Plan) -> None:

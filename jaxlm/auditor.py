@@ -22,10 +22,10 @@ from jaxlm.governance.log import reader
 from jaxlm.governance.notary import Commits, Judge, signers
 from jaxlm.governance.notes import Note
 from jaxlm.governance.quorum import NoQuorum
-from jaxlm.governance.trail import Trail
 from jaxlm.governance.trust import UNKNOWN, Trust
 from jaxlm.governance.witnessing import cosigned
 from jaxlm.privacy.replay import Logged
+from jaxlm.reading import readers
 
 VERIFIED, ABSENT = "every byte as signed and logged", "not here any more"
 _LARGEST_KEY = 1 << 16
@@ -163,17 +163,24 @@ def show(path: Path, kinds: tuple[str, ...] = (), last: int | None = None, name:
 def erase(path: Path, requests: Sequence[str], basis: str) -> None:
     """Destroys inference records of a run and logs it. Raises GovernanceError where there are none of these."""
     folder, _ = open_run(path)
-    with Trail(folder.audit, "readers", keys=Keys(outside=folder.path)) as trail:
+    with readers(folder) as trail:
         Records(trail).erase(requests, basis, trail.history)
 
 
 def revealed(path: Path, request: str) -> dict[str, Any]:
-    """What an inference record says, with the key of this account. Raises GovernanceError when it cannot be read."""
+    """What an inference record says, with the key of this account, once the log says that it was read.
+
+    Raises:
+        GovernanceError: it cannot be read, or that cannot be logged.
+    """
     folder, _ = open_run(path)
     log = read_log(folder.audit, "readers", keys=None)
     for entry in log.entries:
         if entry.kind == "infer.io" and entry.body["request"] == request:
-            return reveal(folder.audit, Keys(), log.run, entry)
+            body = reveal(folder.audit, Keys(), log.run, entry)
+            with readers(folder) as trail:
+                trail.commit("access", {"command": "audit reveal", "account": node.account(), "request": request})
+            return body
     raise GovernanceError(f"the log of {path} knows no record {request}")
 
 

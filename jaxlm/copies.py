@@ -19,8 +19,7 @@ from jaxlm.governance.errors import GovernanceError, Rejected
 from jaxlm.governance.keys import Keys, load_public
 from jaxlm.governance.notary import Commits, Judge, Signers, signers
 from jaxlm.governance.snapshot import Binding, Written
-from jaxlm.governance.trail import Trail
-from jaxlm.reading import PATIENCE_SECONDS, tensor_root
+from jaxlm.reading import readers, tensor_root
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ def take(path: Path, step: int, to: Sequence[str], out: Path) -> Written:
     files[model_signature.NAME] = (len(signature), hashlib.sha256(signature).hexdigest())
     binding = Binding(log.run, step, f"checkpoints/{step}", out.name, said.payload, files)
     keys = Keys(outside=folder.path)
-    with _readers(folder, keys) as trail:
+    with readers(folder) as trail:
         written = snapshot.seal(place, binding, keys.checkpoint(), known, out)
         trail.record("access", {"command": "audit snapshot", "account": node.account(), "step": step})
         entry = {"step": step, "payload": said.payload, "name": out.name, "digest": written.digest}
@@ -154,7 +153,7 @@ class _Home:
 
     def restored(self, binding: Binding, body: dict[str, Any]) -> None:
         facts = {"step": binding.step, "manifest": body["digest"], "tensor_root": tensor_root(body)}
-        with _readers(self.folder, Keys(outside=self.folder.path)) as trail:
+        with readers(self.folder) as trail:
             trail.record("access", {"command": "audit restore", "account": node.account(), "step": binding.step})
             trail.commit("ckpt.restore", {**facts, "snapshot": binding.name})
 
@@ -207,7 +206,3 @@ def _aside(parent: Path) -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _readers(folder: Folder, keys: Keys) -> Trail:
-    return Trail(folder.audit, "readers", keys=keys, patience=PATIENCE_SECONDS)

@@ -17,7 +17,7 @@ from jaxlm.decode import ConfigError, Raw, dotted, encode, override, read
 from jaxlm.folder import Folder, open_run
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.transformer import Execution, Transformer
-from jaxlm.reading import newest_to_read, reader
+from jaxlm.reading import accessed, newest_to_read, reader
 from jaxlm.session import Session
 from jaxlm.trainer.state import TrainState
 from jaxlm.tree import named_leaves
@@ -175,6 +175,8 @@ def begin(session: Session, parent: Parent) -> TrainState[Transformer]:
     folder, run = open_run(Path(parent.run))
     with run.checkpoint.build(folder.checkpoints, reader(folder, run)) as store:
         model = session.restore_model(store, parent.step)
+    if jax.process_index() == 0:
+        accessed(folder, "train --from", step=parent.step)
     return dataclasses.replace(state, model=model, sync=session.begun(model, state.sync))
 
 

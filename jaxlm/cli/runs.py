@@ -66,8 +66,12 @@ class Plot(Common):
 
     def run(self) -> int:
         self.no_overrides()
+        from jaxlm.folder import Folder
+        from jaxlm.reading import accessed
         from jaxlm.trainer.plot import plot_runs
 
+        for run in self.runs:
+            accessed(Folder(run), "plot")
         plot_runs(self.runs, self.out, by=self.by, unit=self.unit, smooth=self.smooth)
         print(f"saved {self.out}")
         return 0

@@ -198,6 +198,30 @@ def test_12_a_hardware_identity_that_two_hosts_claim(monkeypatch: pytest.MonkeyP
     assert all(f"the hosts {here['host']} and elsewhere" in alert for alert in alerts)
 
 
+def test_12_a_copy_that_starts_later_or_beside_is_an_alert_in_the_log(tmp_path: Path, keys: Keys):
+    start = {"run": "", "stage": "pretrain", "config": "", "plan": "", "data": "", "signer": ""}
+    with Trail(tmp_path / "audit", keys=keys) as writing:
+        writing.commit("run.start", {**start, "node": {"host": "a", "machine": "m", "gpu_serials": ["s"]}})
+    with Trail(tmp_path / "audit", keys=keys) as writing:
+        assert node.watch(writing, [{"host": "a", "machine": "m"}, {"host": "b", "machine": "n"}]) == []
+        later = node.watch(writing, [{"host": "b", "machine": "m"}])
+        beside = node.watch(writing, [{"host": "c", "gpus": ["g"]}, {"host": "d", "gpus": ["g"]}])
+        serial = node.watch(writing, [{"host": "e", "gpu_serials": ["s"]}])
+        assert [len(found) for found in (later, beside, serial)] == [1, 1, 1]
+    verdicts = [entry.body for entry in read_log(tmp_path / "audit", keys=keys).entries][1:]
+    assert [(v["rule"], v["action"], v["why"]) for v in verdicts] == [
+        ("node identity", "alert", "machine id m is claimed by the hosts a and b"),
+        ("node identity", "alert", "GPU g is claimed by the hosts c and d"),
+        ("node identity", "alert", "GPU serial s is claimed by the hosts a and e"),
+    ]
+
+
+def test_12_a_host_cannot_claim_more_than_its_own_word(tmp_path: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(node, "_gpus", lambda: {"assurance": "attested", "gpus": ["GPU-1"]})
+    forged = node.facts(0, "gpu")
+    assert (forged["gpus"], forged["assurance"]) == (["GPU-1"], "self-reported")
+
+
 def test_13_a_record_that_is_replayed():
     chain = Chain("h", "b")
     first = chain.entry("infer.io", {"request": "r1", "commitment": "00"}, 1.0, 1.0)

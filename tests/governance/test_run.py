@@ -280,6 +280,19 @@ def test_the_configuration_is_that_of_the_log(run: Path):
     assert _faults(run) == ["config.yaml is not the configuration that the log says the run was started with"]
 
 
+def test_a_run_from_another_names_its_weights_and_who_reads_that_is_logged(run: Path, home: Path, tmp_path: Path):
+    train(home / "tiny.yaml", tmp_path / "tuned", "--from", f"{run}@4", "--train.steps", "1")
+    log = read_log(tmp_path / "tuned/audit", keys=Keys(), full=True)
+    start = next(entry.body for entry in log.entries if entry.kind == "run.start")
+    parent = read_log(run / "audit", keys=Keys())
+    commit = next(e.body for e in parent.entries if e.kind == "ckpt.commit" and e.body["step"] == 4)
+    assert (start["stage"], start["parent"]["run"], start["parent"]["step"]) == ("finetune", parent.run, 4)
+    assert start["parent"]["tensor_root"] == commit["tensor_root"]
+    jaxlm("plot", run, "--out", tmp_path / "plot.png")
+    opened = [entry.body for entry in read_log(run / "audit", "readers", keys=Keys()).entries]
+    assert [(body["command"], body.get("step")) for body in opened] == [("train --from", 4), ("plot", None)]
+
+
 def test_a_checkpoint_under_the_name_of_another_step_is_found(run: Path):
     shutil.rmtree(run / "checkpoints/6")
     shutil.copytree(run / "checkpoints/4", run / "checkpoints/6")
