@@ -8,12 +8,11 @@ from typing import Any, TypeAlias
 
 import jax
 
-from jaxlm.data.corpus import Corpus
-from jaxlm.data.loader import Loader
 from jaxlm.feedback import Feedback
 from jaxlm.replan import Replanner
 from jaxlm.running import Running, running
 from jaxlm.session import Session
+from jaxlm.task import AnyCorpus, AnyLoader
 from jaxlm.trainer.state import TrainState
 from jaxlm.tree import from_named, named_leaves
 from planners.learning.arms import program
@@ -37,8 +36,8 @@ class Changes:
         self,
         chooser: Chooser,
         first: Running,
-        corpus: Corpus,
-        loader: Loader,
+        corpus: AnyCorpus,
+        loader: AnyLoader,
         meshes: ExitStack,
         say: Callable[[str], None],
     ):

@@ -8,6 +8,7 @@ from jaxlm.checkpoints.schedule import CheckpointConfig
 from jaxlm.data.config import DataConfig
 from jaxlm.decode import ConfigError, Raw, decode, dotted, encode, override, read, suggest
 from jaxlm.governance.config import GovernanceConfig
+from jaxlm.model.classify import ClassifyConfig
 from jaxlm.model.config import PRESETS, ModelConfig
 from jaxlm.model.generate import Sampling
 from jaxlm.optim import AdamW, Optimizer
@@ -68,6 +69,7 @@ class Run:
         parent: the run whose weights this one starts from, as `--from` sets it; null starts from random ones.
         data: the text, its tokenizer and how documents become rows.
         model: the shape of the model.
+        classify: learn to classify labelled texts instead of a language; null learns a language.
         optim: optimizer and learning-rate schedule.
         plan: what the planner may choose; empty fields are chosen for the devices found.
         train: length, batch and reporting.
@@ -82,6 +84,7 @@ class Run:
     parent: Parent | None = None
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    classify: ClassifyConfig | None = None
     optim: Optimizer = field(default_factory=AdamW)
     plan: Search = field(default_factory=Search)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -93,10 +96,12 @@ class Run:
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"name={self.name!r} must be usable as a folder name")
-        if not self.model.causal:
+        if self.classify is not None:
+            self._check_classify(self.classify)
+        elif not self.model.causal:
             raise ValueError(
                 "model.causal=false: a run trains a language model, and a bidirectional one sees the token that it "
-                "should predict; set model.causal to true"
+                "should predict; set model.causal to true, or classify with it (section classify)"
             )
         if self.privacy.enabled:
             self._check_privacy()
@@ -125,12 +130,32 @@ class Run:
             "governance.enabled=false: every charge belongs into the audit log; set it to true": not (
                 self.governance.enabled
             ),
+            "classify: what is clipped are documents of a language model; leave the section out": self.classify
+            is not None,
             "train.replan.enabled: probes would take steps; leave --replan out": self.train.replan.enabled,
             "plan.remat_feedback.every: it measures steps of its own; set it to 0": self.plan.remat_feedback.every > 0,
         }
         for why, is_so in refused.items():
             if is_so:
                 raise ValueError(f"{sure} and {why}")
+
+    def _check_classify(self, how: ClassifyConfig) -> None:
+        if how.pooling == "first" and self.model.causal:
+            raise ValueError("classify.pooling=first needs model.causal=false: choose mean, last or attention")
+        if self.data.mode != "truncate":
+            raise ValueError(
+                f"data.mode={self.data.mode} would put several texts into one row, and a class belongs to one: set "
+                "data.mode to truncate"
+            )
+        if self.data.mixture or self.data.parallel is not None:
+            raise ValueError("classify takes one data set at data.path: leave data.mixture and data.parallel out")
+        if self.parent is not None:
+            raise ValueError("parent: a classifier starts from random weights or word vectors, not from another run")
+
+    @property
+    def apart(self) -> bool:
+        """Whether rows say which of their positions belong together, or to nothing."""
+        return self.data.mode == "pack" or self.classify is not None
 
 
 def load(path: Path, arguments: Sequence[str] = ()) -> Run:

@@ -59,6 +59,10 @@ class Judge:
             raise RuntimeError(f"evaluated {result.tokens} tokens of {self.source.targets}: the split was not covered")
         return result
 
+    def sentence(self, result: Mapping[str, Any]) -> str:
+        """A result in a line."""
+        return f"{result['bits_per_byte']:.4f} bits per byte, loss {result['loss']:.4f}"
+
 
 def evaluation_table(title: str, facts: Mapping[str, Any]) -> str:
     """What an evaluation found, one quantity per line; `facts` as in the JSON of `jaxlm eval`."""

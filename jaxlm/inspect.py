@@ -11,12 +11,15 @@ import jax
 
 from jaxlm.checkpoints.errors import CheckpointError
 from jaxlm.checkpoints.store import Store
+from jaxlm.classification import ClassifierJudge, Predictor, classification_table
 from jaxlm.compiled import Compiler, Ticking, target_of
 from jaxlm.config import Run, Sample
 from jaxlm.consulting import consult
 from jaxlm.data.config import DataError
 from jaxlm.data.corpus import Corpus, gzip_bits_per_byte
-from jaxlm.data.loader import Loader
+from jaxlm.data.labelled.corpus import CLASSES, LabelledCorpus, prepare_labelled
+from jaxlm.data.labelled.loader import LabelledLoader
+from jaxlm.data.labelled.vocabulary import Vocabulary
 from jaxlm.data.prepare import prepare, prepare_text
 from jaxlm.data.progress import show_progress
 from jaxlm.data.show import show
@@ -28,7 +31,6 @@ from jaxlm.folder import Folder, open_run
 from jaxlm.ledger import constants, memory_for, memory_path
 from jaxlm.model.generate import plain
 from jaxlm.model.latency import latency
-from jaxlm.model.transformer import Transformer
 from jaxlm.privacy.mechanisms import mechanism
 from jaxlm.reading import accessed, inferred, newest_to_read, reader
 from jaxlm.runtime.aot import CHIPS, chip_name
@@ -43,6 +45,7 @@ from jaxlm.session import (
     resolve,
     workload_of,
 )
+from jaxlm.task import attributes_of, corpus_of, loader_of, tokenizer_at
 from planners.machines.cluster_file import load_cluster
 from planners.machines.topology import Cluster
 from planners.plan import Plan, Workload
@@ -132,12 +135,15 @@ def numerics_of(run: Run, cluster: Cluster) -> Numerics:
 
 
 def prepare_data(run: Run) -> tuple[str, dict[str, Any]]:
-    corpus = prepare(run.data, show_progress())
+    corpus = corpus_of(run, show_progress())
+    loader = loader_of(run, corpus)
+    text = "\n".join([*corpus.report.lines(), loader.describe(run.train.steps)])
+    known: dict[str, Any] = {"digest": corpus.digest, "vocab": corpus.tokenizer.vocab}
+    if isinstance(loader, LabelledLoader) or not isinstance(corpus, Corpus):
+        return text, known | {"splits": {name: len(split) for name, split in corpus.splits.items()}}
     splits = {name: corpus.split(name) for name in corpus.splits}
     facts = {name: {"tokens": len(s), "documents": s.documents, "bytes": s.bytes} for name, s in splits.items()}
-    loader = _loader(run, corpus)
-    text = "\n".join([*corpus.report.lines(), loader.describe(run.train.steps)])
-    known = {"digest": corpus.digest, "vocab": corpus.tokenizer.vocab, "splits": facts}
+    known |= {"splits": facts}
     return text, known | ({"mixture": loader.facts(run.train.steps)} if loader.mixed else {})
 
 
@@ -147,16 +153,15 @@ def show_data(run: Run, step: int) -> str:
         raise ConfigError(
             "privacy.enabled: who is in the sample of a step is a secret that its noise relies on, written nowhere"
         )
-    corpus = prepare(run.data, show_progress())
-    return show(corpus, _loader(run, corpus), step)
+    corpus = corpus_of(run, show_progress())
+    loader = loader_of(run, corpus)
+    if isinstance(loader, LabelledLoader) or not isinstance(corpus, Corpus):
+        raise ConfigError("data show prints rows of text that is learned; labelled rows are not printed")
+    return show(corpus, loader, step)
 
 
 def _same(text: str, other: str) -> bool:
     return text == other or Path(text).expanduser().resolve() == Path(other).expanduser().resolve()
-
-
-def _loader(run: Run, corpus: Corpus) -> Loader:
-    return Loader(corpus.training(run.data), run.train.batch, run.data.sequence, run.data.mode, run.seed)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -166,11 +171,11 @@ class Trained:
     run: Run
     folder: Folder
     session: Session
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | Vocabulary
     step: int
     store: Store
 
-    def model(self) -> Transformer:
+    def model(self) -> Any:
         return self.session.restore_model(self.store, self.step)
 
 
@@ -192,7 +197,7 @@ def open_trained(path: Path, step: int | None, command: str = "read", *, allow_u
             raise CheckpointError(f"{path} has no usable checkpoint yet")
     store.fetch(step)
     accessed(folder, command, step=step)
-    tokenizer = Tokenizer.load(folder.tokenizer)
+    tokenizer = tokenizer_at(run, folder.tokenizer)
     model, how = resolve(run, tokenizer.vocab), numerics(run.model, jax.default_backend())
     devices = jax.device_count()
     plan = inference_plan(model, devices, devices * -(-(run.train.eval_batch or 8) // devices))
@@ -203,6 +208,8 @@ def evaluate_run(
     path: Path, data: str | None, step: int | None, timed: bool = True, allow_unverified: bool = False
 ) -> tuple[str, dict[str, Any]]:
     """What a run is worth on one text (see `evaluate_texts`), as a table and as facts."""
+    if open_run(path)[1].classify is not None:
+        return evaluate_classifier(path, data, step, allow_unverified=allow_unverified)
     (facts,) = evaluate_texts(path, [data], step, timed, allow_unverified)
     title = f"{path} after step {facts['step']}, on {data or 'its {} split'.format(facts['split'])}"
     return evaluation_table(title, facts), facts
@@ -239,6 +246,48 @@ def evaluate_texts(
     return found
 
 
+def evaluate_classifier(
+    path: Path, data: str | None, step: int | None, *, allow_unverified: bool = False
+) -> tuple[str, dict[str, Any]]:
+    """What a classifier is worth on the test rows of its data, or of another file of the same format. Where there are
+    no test rows, on those held out."""
+    trained = open_trained(path, step, "eval", allow_unverified=allow_unverified)
+    corpus = labelled_corpus(trained, data)
+    split = "test" if "test" in corpus.splits else corpus.held_out.name
+    with jax.set_mesh(trained.session.mesh):
+        result = ClassifierJudge(trained.session, corpus, split)(trained.model()).facts()
+    about = {"licence": corpus.data.licence, "classes": list(corpus.data.classes), "dataset": corpus.data.name}
+    facts = {"step": trained.step, "split": split, "data": data} | result | about
+    inferred(trained.folder, {"data": data or split, "result": result}, command="eval", step=trained.step)
+    title = f"{path} after step {trained.step}, on the {split} split of {data or corpus.data.name}"
+    return classification_table(title, facts), facts
+
+
+def load_classifier(path: str | Path, step: int | None = None, *, allow_unverified: bool = False) -> Predictor:
+    """The classifier of a run, ready for `predict_proba`. Raises ConfigError where the run is none."""
+    if open_run(Path(path))[1].classify is None:
+        raise ConfigError(f"{path} holds a language model, no classifier (its configuration has no section classify)")
+    trained = open_trained(Path(path), step, "predict", allow_unverified=allow_unverified)
+    run, vocabulary = trained.run, trained.tokenizer
+    assert run.classify is not None
+    assert isinstance(vocabulary, Vocabulary)
+    with jax.set_mesh(trained.session.mesh):
+        model = trained.model()
+    return Predictor(model, vocabulary, CLASSES[run.classify.dataset], run.data.sequence, trained.session)
+
+
+def labelled_corpus(trained: Trained, data: str | None = None) -> LabelledCorpus:
+    """The rows of a run, or of another file of the same format, in its vocabulary. Raises DataError."""
+    run = trained.run
+    assert run.classify is not None
+    assert isinstance(trained.tokenizer, Vocabulary)
+    config = run.data if data is None else dataclasses.replace(run.data, path=data)
+    try:
+        return prepare_labelled(run.classify.dataset, config, attributes_of(run), trained.tokenizer)
+    except DataError as error:
+        raise DataError(str(error).replace("data.path=", "--data ", 1) if data is not None else str(error)) from None
+
+
 def _text(trained: Trained, data: str | None) -> tuple[Corpus, str]:
     """The corpus and the split of it to judge on."""
     if data is None:
@@ -258,6 +307,8 @@ def generate_text(
 ) -> Iterator[bytes]:
     """The bytes that the model adds to the prompt, piece by piece; of a model that translates, the translation."""
     trained = open_trained(path, step, "generate", allow_unverified=allow_unverified)
+    if not isinstance(trained.tokenizer, Tokenizer):
+        raise ConfigError(f"{path} holds a classifier, which generates nothing; see jaxlm eval {path}")
     tokens = len(trained.tokenizer.encode(how.prompt or ""))
     asked = {"command": "generate", "prompt": how.prompt or "", "prompt_chars": len(how.prompt or ""), "data": ""}
     asked |= {"prompt_tokens": tokens, "tokens": how.tokens, "temperature": how.temperature}

@@ -9,7 +9,7 @@ import jax
 
 from jaxlm.auditing import Auditing, Unaudited, auditing
 from jaxlm.config import Run, schedule_change
-from jaxlm.data.prepare import prepare
+from jaxlm.data.corpus import Corpus
 from jaxlm.data.progress import show_progress, silent
 from jaxlm.data.sources import TRAIN
 from jaxlm.files import DiskFull, room, user_cache, write_whole
@@ -29,6 +29,7 @@ from jaxlm.setup import Options, Setup, resume_command
 from jaxlm.spending import Spending, hidden
 from jaxlm.state import first_state
 from jaxlm.syncing import asked, describe, held_bytes
+from jaxlm.task import corpus_of
 from jaxlm.trainer.loop import Halted, Outcome
 from jaxlm.trainer.stop import StopSignal
 from jaxlm.trainer.tracking import require_tracking
@@ -77,7 +78,7 @@ def _begin(run: Run, directory: Path, options: Options, stop: StopSignal) -> int
         check_parent(run.parent, model)
     plan, origin = choose_plan(run, before, folder, options.plan_file, workload, cluster)
     say(f"model: {workload.parameter_count:,} parameters, {run.train.batch} x {run.data.sequence} tokens per step")
-    kernel = say_kernel(how.kernel, packed=run.data.mode == "pack")
+    kernel = say_kernel(how.kernel, packed=run.apart)
     say(f"attention: {kernel}, {how.dtype} compute on {how.platform}")
     asked(run, plan)
     say(f"plan ({origin}): {plan.summary()}")
@@ -102,7 +103,7 @@ def _begin(run: Run, directory: Path, options: Options, stop: StopSignal) -> int
 def _train(setup: Setup, stop: StopSignal, say: Say, monitor: Monitor) -> int:
     run, folder, leader = setup.run, setup.folder, jax.process_index() == 0
     with monitor.phase("prepares data"):
-        corpus = prepare(run.data, show_progress() if leader else silent)
+        corpus = corpus_of(run, show_progress() if leader else silent)
     say("\n".join(corpus.report.lines()))
     session = Session(run, resolve(run, corpus.tokenizer.vocab), setup.how, setup.plan)
     with (
@@ -129,7 +130,9 @@ def _train(setup: Setup, stop: StopSignal, say: Say, monitor: Monitor) -> int:
             write_whole(folder.tokenizer, corpus.tokenizer.model)
         shares = store.facts(done).get("shares") if done else None
         # Before anything of the protected documents is read: what there is to spend, and what a step costs.
-        spending = Spending(run, folder, corpus.split(TRAIN).documents, audit, say) if run.privacy.enabled else None
+        spending = None
+        if run.privacy.enabled and isinstance(corpus, Corpus):
+            spending = Spending(run, folder, corpus.split(TRAIN).documents, audit, say)
         if spending is not None and isinstance(police, Policing):
             police.sources["dp"] = spending.facts
         now = running(setup, session, corpus, shares, spending)

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 from jaxlm.balancing import Balancer
 from jaxlm.checkpoints.processes import first_does, meet
-from jaxlm.data.corpus import Corpus
+from jaxlm.classification import ClassifierJudge
+from jaxlm.data.labelled.corpus import LabelledCorpus
 from jaxlm.data.loader import Loader
 from jaxlm.evaluation import Judge
 from jaxlm.measured import Recorder
@@ -15,6 +16,7 @@ from jaxlm.model.attention import require_kernel
 from jaxlm.privacy.sampling import Secret
 from jaxlm.session import Session
 from jaxlm.setup import Setup
+from jaxlm.task import AnyCorpus, AnyLoader
 from planners.plan import Plan
 
 
@@ -69,16 +71,17 @@ class Running:
 
     setup: Setup
     session: Session
-    judge: Judge
+    judge: Judge | ClassifierJudge
     recorder: Recorder
     balancer: Balancer | None
     step: Any = None
     spending: Charges | None = None
 
-    def feed(self, loader: Loader) -> Any:
+    def feed(self, loader: AnyLoader) -> Any:
         """Batches as the plan cuts them."""
         batch = self.setup.plan.batch
         if self.spending is not None:
+            assert isinstance(loader, Loader), "the configuration refuses private training of classifiers"
             return self.session.poisson_feed(loader, Secret.fresh(first_does))
         if self.balancer is None:
             return self.session.feed(loader, batch.accumulation, batch.microbatch)
@@ -140,14 +143,19 @@ class Running:
 def running(
     setup: Setup,
     session: Session,
-    corpus: Corpus,
+    corpus: AnyCorpus,
     shares: dict[str, Any] | None = None,
     spending: Charges | None = None,
 ) -> Running:
     """A run under the plan of `setup`, not compiled yet; `shares` are those that a checkpoint or another plan left, and
     `spending` pays where training is private."""
     balancer = _balancer(setup, shares)
-    return Running(setup, session, Judge(session, corpus), Recorder(setup), balancer, spending=spending)
+    return Running(setup, session, judge_of(session, corpus), Recorder(setup), balancer, spending=spending)
+
+
+def judge_of(session: Session, corpus: AnyCorpus) -> Judge | ClassifierJudge:
+    """Who judges what a run has learned, on its held-out rows."""
+    return ClassifierJudge(session, corpus) if isinstance(corpus, LabelledCorpus) else Judge(session, corpus)
 
 
 def _balancer(setup: Setup, shares: dict[str, Any] | None) -> Balancer | None:

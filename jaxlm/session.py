@@ -18,7 +18,7 @@ from jaxlm.checkpoints.errors import CheckpointError
 from jaxlm.checkpoints.store import Store
 from jaxlm.collectives.local import LocalSteps
 from jaxlm.collectives.schemes import Scheme
-from jaxlm.collectives.sync import GradSync
+from jaxlm.collectives.sync import GradSync, Objective
 from jaxlm.config import Run
 from jaxlm.data.feed import Feed, Shared
 from jaxlm.data.loader import Loader
@@ -27,12 +27,12 @@ from jaxlm.decode import ConfigError
 from jaxlm.model.attention import Kernel, choose_kernel
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.describe import describe
-from jaxlm.model.loss import next_token
-from jaxlm.model.transformer import Execution, Transformer
+from jaxlm.model.transformer import Execution
 from jaxlm.privacy.feed import PoissonFeed, Sampled
 from jaxlm.privacy.sampling import Secret
 from jaxlm.runtime.distributed import cores
 from jaxlm.sharding import Rules, batch_sharding, make_mesh, replicated, shardings
+from jaxlm.task import batch_kinds, classes_of, model_of, objective_of
 from jaxlm.trainer.balanced import (
     BalancedStep,
     Pace,
@@ -141,7 +141,8 @@ def workload_of(run: Run, model: ModelConfig, how: Numerics) -> Workload:
         sequence=run.data.sequence,
         kernel=how.kernel,
         dtype=how.dtype,
-        packed=run.data.mode == "pack",
+        packed=run.apart,
+        classes=classes_of(run),
     )
     return dataclasses.replace(work, trained_by=run.optim.kind)
 
@@ -207,7 +208,7 @@ class Session:
 
     @cached_property
     def sync(self) -> GradSync | LocalSteps:
-        shapes = jax.eval_shape(lambda: Transformer(self.model, self.execution, key=jax.random.key(0)))
+        shapes = jax.eval_shape(lambda: model_of(self.run, self.model, self.execution, jax.random.key(0)))
         return syncing.sync_of(self.run, self.plan, self.scheme, self.mesh, shapes)
 
     @cached_property
@@ -230,11 +231,16 @@ class Session:
         never."""
         return self.run.governance.layers_every if self.run.governance.enabled else 0
 
-    def _init(self, key: jax.Array) -> TrainState[Transformer]:
-        return init_state(Transformer(self.model, self.execution, key=key), self.tx, self.sync)
+    @cached_property
+    def objective(self) -> Objective:
+        """What is learned: sums over a batch of its loss, and to report."""
+        return objective_of(self.run)
+
+    def _init(self, key: jax.Array) -> TrainState[Any]:
+        return init_state(model_of(self.run, self.model, self.execution, key), self.tx, self.sync)
 
     @cached_property
-    def abstract(self) -> TrainState[Transformer]:
+    def abstract(self) -> TrainState[Any]:
         """The training state as shapes with shardings: nothing is allocated."""
         state = jax.eval_shape(lambda: self._init(jax.random.key(0)))
         places = shardings(state, self.mesh, self.plan.rules.parameters)
@@ -249,11 +255,14 @@ class Session:
         """The sharding of every tensor of the state."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
-    def fresh(self) -> TrainState[Transformer]:
-        """A new state, born sharded: no device ever holds a full replica."""
-        return jax.jit(self._init, out_shardings=self.places)(jax.random.key(self.run.seed))
+    def fresh(self, begins: Callable[[Any], Any] | None = None) -> TrainState[Any]:
+        """A new state, born sharded: no device ever holds a full replica. `begins` may change its weights."""
+        state = jax.jit(self._init, out_shardings=self.places)(jax.random.key(self.run.seed))
+        if begins is None or (model := begins(state.model)) is state.model:
+            return state
+        return dataclasses.replace(state, model=model, sync=self.begun(model, state.sync))
 
-    def restore(self, store: Store, step: int) -> tuple[TrainState[Transformer], dict[str, Any]]:
+    def restore(self, store: Store, step: int) -> tuple[TrainState[Any], dict[str, Any]]:
         """The state saved after `step` steps, laid out for this plan, and the facts saved with it."""
         like, saved = named_leaves(self.abstract), store.names(step)
         ours = {name: leaf for name, leaf in like.items() if not name.startswith("sync/")}
@@ -279,35 +288,33 @@ class Session:
         finite = jax.device_put(jnp.ones((), jnp.bool_), replicated(self.mesh))
         return dataclasses.replace(state, finite=finite), facts
 
-    def begun(self, model: Transformer, sync: Any) -> Any:
+    def begun(self, model: Any, sync: Any) -> Any:
         """The state of a sync that begins with these weights: workers that train apart have copies of them."""
         if not isinstance(self.sync, LocalSteps):
             return sync
         return jax.jit(self.sync.init, out_shardings=self.places.sync)(model)
 
-    def restore_model(self, store: Store, step: int) -> Transformer:
+    def restore_model(self, store: Store, step: int) -> Any:
         """The weights alone."""
         like = {f"model/{name}": leaf for name, leaf in named_leaves(self.abstract.model).items()}
         named, _ = store.restore(step, like, partial=True)
         return from_named(self.abstract.model, {name.removeprefix("model/"): leaf for name, leaf in named.items()})
 
     def feed(self, source: Any, accumulation: int, sequences: int, *, packed: bool | None = None) -> Feed:
-        packed = self.run.data.mode == "pack" if packed is None else packed
+        packed = self.run.apart if packed is None else packed
         return Feed(source, batch_sharding(self.mesh), accumulation, sequences, packed=packed)
 
     @cached_property
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The batch of one training step as shapes with shardings."""
-        shape = (self.plan.batch.accumulation, self.plan.batch.microbatch, self.run.data.sequence)
-        kinds: dict[str, Any] = {"tokens": jnp.int32, "targets": jnp.int32, "positions": jnp.int32}
-        kinds |= {"segments": jnp.int32} if self.run.data.mode == "pack" else {}
+        rows = (self.plan.batch.accumulation, self.plan.batch.microbatch)
         place = batch_sharding(self.mesh)
-        kinds |= {"weights": jnp.float32}
-        return {name: jax.ShapeDtypeStruct(shape, kind, sharding=place) for name, kind in kinds.items()}
+        kinds = batch_kinds(self.run, rows)
+        return {name: jax.ShapeDtypeStruct(shape, kind, sharding=place) for name, (shape, kind) in kinds.items()}
 
     def shared_feed(self, source: Any, slots: int, sequences: int, shares: Callable[[], Sequence[int]]) -> Shared:
         """Batches for `compile_balanced`: at most `slots` microbatches of `sequences` for each replica."""
-        packed = self.run.data.mode == "pack"
+        packed = self.run.apart
         return Shared(source, self.mesh, slots, sequences, shares, packed=packed)
 
     def compile_step(self, batch: Any) -> jax.stages.Compiled:
@@ -319,16 +326,16 @@ class Session:
             "layers": self.logs_layers,
         }
         if isinstance(self.sync, LocalSteps):
-            step = make_local_step(next_token, self.sync, **how)
+            step = make_local_step(self.objective, self.sync, **how)
         else:
-            step = make_train_step(next_token, self.tx, self.sync, **how)
+            step = make_train_step(self.objective, self.tx, self.sync, **how)
         return self._compiled(step, (self.abstract, _like(batch)), (self.places, replicated(self.mesh)), donate=(0,))
 
     def compile_balanced(self, batch: Any, pace: Pace | None = None) -> BalancedStep:
         """The training step whose replicas compute unequal shares, of batches from `shared_feed`. Raises likewise."""
         rate = self.run.optim.rate(self.run.train.steps)
         compute, finish = make_balanced_programs(
-            next_token, self.tx, seed=self.run.seed, report=lambda s: {"lr": rate(s)}, layers=self.logs_layers
+            self.objective, self.tx, seed=self.run.seed, report=lambda s: {"lr": rate(s)}, layers=self.logs_layers
         )
         like, state = _like(batch), self.abstract
         shapes: Sums = jax.eval_shape(compute, state.model, state.step, like)
@@ -367,7 +374,7 @@ class Session:
         rate, run = self.run.optim.rate(self.run.train.steps), self.run
         places = self.places.model
         compute, finish = make_private_programs(
-            next_token,
+            self.objective,
             self.tx,
             Noise(run.privacy, multiplier, run.train.batch, float(run.train.batch * run.data.sequence)),
             axes=BATCH_AXES,
@@ -398,10 +405,10 @@ class Session:
                 f"remove it or check its spelling (options given: {', '.join(sorted(options))})"
             ) from None
 
-    def sums(self) -> Callable[[Transformer, Any], dict[str, jax.Array]]:
+    def sums(self) -> Callable[[Any, Any], dict[str, jax.Array]]:
         """`(model, batch [1, B, T]) -> nll and weight`, for evaluation."""
 
-        def evaluate(model: Transformer, batch: Any) -> dict[str, jax.Array]:
-            return next_token(model, jax.tree.map(lambda leaf: leaf[0], batch), None)[1]
+        def evaluate(model: Any, batch: Any) -> dict[str, jax.Array]:
+            return self.objective(model, jax.tree.map(lambda leaf: leaf[0], batch), None)[1]
 
         return jax.jit(evaluate, out_shardings=replicated(self.mesh))

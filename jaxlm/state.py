@@ -7,11 +7,11 @@ from typing import Any
 from jaxlm.checkpoints.errors import CheckpointError
 from jaxlm.checkpoints.store import Found, Store
 from jaxlm.config import Run
-from jaxlm.data.corpus import Corpus
 from jaxlm.decode import ConfigError, dump
 from jaxlm.finetune import begin, starting
 from jaxlm.folder import Folder
 from jaxlm.session import Session
+from jaxlm.task import AnyCorpus, begins_with
 from jaxlm.trainer.state import TrainState
 
 
@@ -23,7 +23,7 @@ def config_digest(run: Run) -> str:
 def first_state(
     session: Session,
     store: Store,
-    corpus: Corpus,
+    corpus: AnyCorpus,
     folder: Folder,
     say: Callable[[str], None],
     check: Callable[[Found], None] = lambda found: None,
@@ -42,7 +42,7 @@ def first_state(
     check(found)
     if found.step is None:
         if session.run.parent is None:
-            return session.fresh(), 0
+            return session.fresh(begins_with(session.run, corpus)), 0
         say(starting(session.run, session.run.parent))
         return begin(session, session.run.parent), 0
     facts = store.facts(found.step)

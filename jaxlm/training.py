@@ -16,7 +16,6 @@ from jaxlm.checkpoints.schedule import Schedule
 from jaxlm.checkpoints.store import Store
 from jaxlm.collectives.replicas import Diverged, require_identical
 from jaxlm.data.corpus import Corpus, gzip_bits_per_byte
-from jaxlm.data.loader import Loader
 from jaxlm.decode import encode
 from jaxlm.evaluation import sample
 from jaxlm.feedback import Feedback
@@ -30,6 +29,7 @@ from jaxlm.runtime.monitor import Monitor
 from jaxlm.setup import resume_command
 from jaxlm.state import config_digest
 from jaxlm.syncing import fallen_back
+from jaxlm.task import AnyCorpus, AnyLoader, loader_of
 from jaxlm.trainer.hooks import Every, Saving
 from jaxlm.trainer.loop import Finished, Hook, Outcome
 from jaxlm.trainer.loop import train as run_loop
@@ -65,7 +65,7 @@ class Training:
     def __init__(
         self,
         now: Running,
-        corpus: Corpus,
+        corpus: AnyCorpus,
         store: Store,
         audit: Auditing | Unaudited,
         policing: Policing | Unpoliced,
@@ -92,7 +92,7 @@ class Training:
 
     def _run(self, state: TrainState[Any], done: int) -> int:
         run = self.run_config
-        loader = Loader(self.corpus.training(run.data), run.train.batch, run.data.sequence, run.data.mode, run.seed)
+        loader = loader_of(run, self.corpus)
         self.monitor.steps_per_epoch = loader.steps_per_epoch
         feed = self.now.feed(loader)
         with self.monitor.phase("compiles"):
@@ -232,7 +232,7 @@ class Training:
             writers.append(self.tracking)
         return writers
 
-    def _work(self, loader: Loader) -> Work:
+    def _work(self, loader: AnyLoader) -> Work:
         workload, cluster = self.now.setup.workload, self.now.setup.cluster
         return Work(
             tokens=workload.tokens,
@@ -263,7 +263,7 @@ class Training:
         self.policing.evaluated(record)
         if self.tracking is not None:
             self.tracking.evaluated(record)
-        say(f"held-out at step {step}: {result['bits_per_byte']:.4f} bits per byte, loss {result['loss']:.4f}")
+        say(f"held-out at step {step}: {self.now.judge.sentence(result)}")
         return result
 
     def _evaluate_between_steps(self, step: int, state: TrainState[Any], say: Say) -> None:
@@ -311,16 +311,22 @@ class Training:
         run, folder, say = self.run_config, self.folder, self.say
         compared = self._compare()
         result = self._evaluate(outcome.step, outcome.state, 0, lambda text: None, predictions=True)
-        gzip = gzip_bits_per_byte(self.corpus, self.now.judge.split) if self.leader else 0.0
-        say(
-            f"trained {outcome.step} steps in {seconds_as_text(seconds['train_seconds'])}\n"
-            f"held-out text ({self.now.judge.split}, {result['bytes']:,} bytes): "
-            f"{result['bits_per_byte']:.3f} bits per byte; gzip -9 of the same text: {gzip:.3f}"
-        )
-        if run.sample.prompt is not None:
-            say(f"sample ({run.sample.tokens} tokens, temperature {run.sample.temperature}):")
-            pairs = run.data.parallel is not None
-            say(sample(outcome.state.model, self.corpus.tokenizer, run.sample, pairs=pairs))
+        trained = f"trained {outcome.step} steps in {seconds_as_text(seconds['train_seconds'])}"
+        corpus = self.corpus
+        if isinstance(corpus, Corpus):
+            gzip = gzip_bits_per_byte(corpus, self.now.judge.split) if self.leader else 0.0
+            say(
+                f"{trained}\nheld-out text ({self.now.judge.split}, {result['bytes']:,} bytes): "
+                f"{result['bits_per_byte']:.3f} bits per byte; gzip -9 of the same text: {gzip:.3f}"
+            )
+            result["gzip_bits_per_byte"] = gzip
+            if run.sample.prompt is not None:
+                say(f"sample ({run.sample.tokens} tokens, temperature {run.sample.temperature}):")
+                pairs = run.data.parallel is not None
+                say(sample(outcome.state.model, corpus.tokenizer, run.sample, pairs=pairs))
+        else:
+            rows = f"{result['rows']:,} rows"
+            say(f"{trained}\nheld-out {self.now.judge.split} ({rows}): {self.now.judge.sentence(result)}")
         if self.leader:
             plan = self.now.setup.plan
             records = read_jsonl(folder.metrics)
@@ -328,7 +334,6 @@ class Training:
                 "name": run.name,
                 "step": outcome.step,
                 **result,
-                "gzip_bits_per_byte": gzip,
                 "split": self.now.judge.split,
                 **seconds,
                 **self.monitor.summary(),
@@ -344,14 +349,14 @@ class Training:
             }
             write_json(folder.summary, summary)
             with room(folder.plot):
-                plot_runs([folder.path], folder.plot)
-        path = shlex.quote(str(folder.path))
+                plot_runs([folder.path], folder.plot, unit="loss" if run.classify else "bits_per_byte")
+        path, prompt = shlex.quote(str(folder.path)), shlex.quote(run.sample.prompt or "")
         say(
             f"run directory: {folder.path} (config.yaml plan.json metrics.jsonl summary.json loss.png checkpoints/ "
             "audit/)\n"
             f"  resume    {self._resume()} --train.steps {2 * run.train.steps}\n"
-            f"  generate  {self.again} generate {path} --prompt {shlex.quote(run.sample.prompt or '')}\n"
-            f"  evaluate  {self.again} eval {path}"
+            + ("" if run.classify else f"  generate  {self.again} generate {path} --prompt {prompt}\n")
+            + f"  evaluate  {self.again} eval {path}"
         )
         if (why := self.policing.concluded(outcome.step, lambda: read_jsonl(folder.metrics)[-1])) is not None:
             say(f"all steps are done, and the policy of this run does not agree with what came of it ({why})")

@@ -17,7 +17,7 @@ Made = dict[str, jax.Array]
 
 
 class Source(Protocol):
-    """Rows `[start:stop)` of batch `index`; each value is [rows, length]."""
+    """Rows `[start:stop)` of batch `index`; each value is [rows, length], or [rows] where it is one number of each."""
 
     def fetch(self, index: int, start: int, stop: int, /) -> Rows: ...
 
@@ -50,12 +50,12 @@ class Feed:
         for name, value in example.items():
             if name in self.leave_out:
                 continue
-            shape = (self.accumulation, self.sequences, value.shape[1])
+            shape = (self.accumulation, self.sequences, *value.shape[1:])
 
             def shard(where: Any, name: str = name) -> np.ndarray:
-                across, along = where[1], where[2]
+                across, along = where[1], where[2:]
                 start, stop, _ = across.indices(self.sequences)
-                return rows(start, stop)[name][:, :, along]
+                return rows(start, stop)[name][:, :, *along]
 
             batch[name] = jax.make_array_from_callback(shape, self.sharding, shard)
         return batch
@@ -128,7 +128,7 @@ class Shared:
         for name, value in example.items():
             if name not in self.leave_out:
                 part = lambda where, name=name: held_by(where[0], where[2])[name]
-                made[name] = jax.make_array_from_callback((*shape, value.shape[1]), self.sharding, part)
+                made[name] = jax.make_array_from_callback((*shape, *value.shape[1:]), self.sharding, part)
         return made
 
     def iterate(self, start: int, stop: int) -> Iterator[Made]:
@@ -138,7 +138,7 @@ class Shared:
 
 def _fetch_rows(source: Source, index: int, rows: np.ndarray, example: Rows) -> Rows:
     """Rows of batch `index` by number, zeros for -1: arrays [*rows.shape, length]."""
-    made = {name: np.zeros((*rows.shape, value.shape[1]), value.dtype) for name, value in example.items()}
+    made = {name: np.zeros((*rows.shape, *value.shape[1:]), value.dtype) for name, value in example.items()}
     for place in np.ndindex(rows.shape[:-1]):
         first, last = int(rows[place][0]), int(rows[place][-1])
         if first >= 0:

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-ARRAYS = ("tokens", "targets", "segments")  # what decides which tokens are learned, and in which context
+ARRAYS = ("tokens", "targets", "segments", "labels")
+"""What decides which tokens or labels are learned, and in which context; labels are [...], a row's own number."""
 LANES = 2
 
 
@@ -32,6 +33,7 @@ def fingerprint(batch: Mapping[str, Any], xp: Any = np, *, rows: Any = None) -> 
         for name in ARRAYS:
             if batch.get(name) is not None:
                 values = batch[name].astype(xp.uint32)
+                values = values[..., None] if name == "labels" else values
                 places = _places(values.shape, zlib.crc32(f"{name}/{lane}".encode()), xp, rows)
                 total = total + xp.sum(_mix(values ^ _mix(places)), dtype=xp.uint32)
         lanes.append(total)

@@ -62,7 +62,7 @@ class Loader:
             rows = make_rows(stream, sequence, mode)
             if len(rows) == 0:
                 raise DataError(f"the {stream.name} split is empty: there is no row to train on")
-            order = _order(len(rows), f"{seed} {name}".strip())
+            order = shuffled(len(rows), f"{seed} {name}".strip())
             parts.append(LoadedPart(name, stream, mixture.weights[name], float(share[name]), rows, order))
         self.parts = tuple(parts)
         self._pad = self.parts[0].stream.pad
@@ -188,7 +188,7 @@ class Evaluation:
         return batch
 
 
-def _order(rows: int, seed: str) -> Sequence[int]:
+def shuffled(rows: int, seed: str) -> Sequence[int]:
     """index -> row, a permutation of the rows in each run of `rows` indices, computed in O(1). `seed` is that of the
     run, and the name of the part where there are several."""
     import grain

@@ -4,27 +4,25 @@ Axes: B batch (one document per row), T position, D embed, C classes.
 """
 
 import math
-from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxlm.model.config import ModelConfig
-from jaxlm.model.loss import Sums
 from jaxlm.model.mlp import dropout
-from jaxlm.model.ops import pick
 from jaxlm.model.param import constant, param
 from jaxlm.model.transformer import Execution, Trunk
 
-Pooling = Literal["mean", "first", "last"]
+Pooling = Literal["mean", "first", "last", "attention"]
 
 
 class Classifier(Trunk):
     """Call `represent` and `classify` in turn; or `embed`, `trunk`, `pool` and `classify` for each step by itself.
 
-    `pooling` makes one vector of a document: the `mean` of its positions, the `first` (a CLS token) or the `last` one.
+    `pooling` makes one vector of a document: the `mean` of its positions, the `first` (a CLS token) or the `last` one,
+    or `attention`: a mean with weights that a learned query gives, beginning with equal ones.
     `rate` is the probability of dropping an entry of that vector in training. Raises ValueError for fewer than two
     classes, and for `first` in a causal model, whose first position has seen nothing else.
     """
@@ -43,8 +41,8 @@ class Classifier(Trunk):
             raise ValueError(f"classes={classes} must be at least 2")
         if not 0.0 <= rate < 1.0:
             raise ValueError(f"rate={rate} must be in [0, 1)")
-        if pooling not in ("mean", "first", "last"):
-            raise ValueError(f"pooling={pooling!r} must be mean, first or last")
+        if pooling not in get_args(Pooling):
+            raise ValueError(f"pooling={pooling!r} must be one of {', '.join(get_args(Pooling))}")
         if pooling == "first" and config.causal:
             raise ValueError(
                 "pooling=first needs model.causal=false: in a causal model the first position sees nothing but itself; "
@@ -57,13 +55,25 @@ class Classifier(Trunk):
         std = 1 / math.sqrt(config.embed)
         self.label = param(head_key, (config.embed, classes), ("embed", "classes"), std=std)
         self.label_bias = constant(0.0, (classes,), ("classes",))
+        self.query = constant(0.0, (config.embed,), ("embed",)) if pooling == "attention" else None
 
     def pool(self, x_BTD: Float[Array, "B T D"], segments_BT: Int[Array, "B T"]) -> Float[Array, "B D"]:
         """One float32 vector per row, of the positions that are no padding; zero for a row of padding."""
         with jax.named_scope("pool"):
-            share_BT = pooling_weights(segments_BT, self.pooling)
+            share_BT = self.shares(x_BTD, segments_BT)
             pooled_BD = jnp.einsum("BT,BTD->BD", share_BT, x_BTD.astype(jnp.float32))
             return self.execution.shard(pooled_BD, "batch", None)
+
+    def shares(self, x_BTD: Float[Array, "B T D"], segments_BT: Int[Array, "B T"]) -> Float[Array, "B T"]:
+        """The share of each position in the vector of its row, float32: they add up to 1, or to 0 in a row of
+        padding."""
+        if self.query is None:
+            return pooling_weights(segments_BT, self.pooling)
+        scores_BT = jnp.einsum("BTD,D->BT", x_BTD.astype(jnp.float32), self.query[...])
+        real_BT = segments_BT > 0
+        scores_BT = jnp.where(real_BT, scores_BT, -1e30)
+        raised_BT = jnp.where(real_BT, jnp.exp(scores_BT - jnp.max(scores_BT, axis=1, keepdims=True)), 0.0)
+        return raised_BT / jnp.maximum(jnp.sum(raised_BT, axis=1, keepdims=True), 1e-30)
 
     def represent(
         self,
@@ -95,22 +105,3 @@ def pooling_weights(segments_BT: Int[Array, "B T"], pooling: Pooling) -> Float[A
         counted_BT = real_BT & (seen_BT == wanted_B1)
     counted_BT = counted_BT.astype(jnp.float32)
     return counted_BT / jnp.maximum(jnp.sum(counted_BT, axis=1, keepdims=True), 1.0)
-
-
-def classify(
-    model: Classifier, batch: Mapping[str, jax.Array], key: PRNGKeyArray | None = None
-) -> tuple[Float[Array, ""], Sums]:
-    """The SUM over weighted rows of the cross entropy, and sums to report: `nll` (nats), `weight` (rows), `correct`.
-
-    Sums, not means, as in `jaxlm.model.loss.next_token`: the trainer divides them by the weight, which makes `correct`
-    the accuracy. `batch`: tokens, positions, segments [B, T] int32 (one document per row; segments 0 on padding),
-    labels [B] int32 (from 0), weights [B] float32, 0 for a row that counts for nothing.
-    """
-    kt, kc = (None, None) if key is None else jax.random.split(key)
-    pooled_BD = model.represent(batch["tokens"], batch["positions"], batch["segments"], kt)
-    logits_BC = model.classify(pooled_BD, kc)
-    labels_B, weights_B = batch["labels"], batch["weights"]
-    with jax.named_scope("loss"):
-        nll = jnp.sum((jax.nn.logsumexp(logits_BC, axis=-1) - pick(logits_BC, labels_B)) * weights_B)
-        correct = jnp.sum((jnp.argmax(logits_BC, axis=-1) == labels_B) * weights_B)
-        return nll, {"nll": nll, "weight": jnp.sum(weights_B), "correct": correct}

@@ -28,7 +28,7 @@ def next_token(
     if not model.config.causal:
         raise ValueError(
             "model.causal=false: a bidirectional model sees the token that it should predict; set model.causal to "
-            "true, or train it with another objective (jaxlm.model.classifier.classify)"
+            "true, or train it with another objective (jaxlm.model.classify.classify)"
         )
     x_BTD = model(batch["tokens"], batch["positions"], batch.get("segments"), key)
     with jax.named_scope("loss"):

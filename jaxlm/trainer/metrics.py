@@ -22,7 +22,8 @@ class Work:
     """What one step costs, to turn seconds into rates.
 
     `flops_full` and `flops_causal` count the matrix products of forward and backward of the whole step, attention
-    not halved and halved (no recomputation in either); `peak` is the datasheet FLOP/s of one device or None.
+    not halved and halved (no recomputation in either); `peak` is the datasheet FLOP/s of one device or None;
+    `bytes_per_token` is None where what is learned is no text.
     """
 
     tokens: int
@@ -30,7 +31,7 @@ class Work:
     flops_causal: float
     devices: int
     peak: float | None
-    bytes_per_token: float
+    bytes_per_token: float | None
 
 
 class Meter:
@@ -66,20 +67,21 @@ class Meter:
 
 
 def record_of(finished: Finished, seconds: float, work: Work) -> Record:
-    """`loss` in nats per token, `bits_per_byte` by the training text's mean bytes per token, rates from `seconds`,
-    the mean step time since the record before. What the step says of each replica is a list: their `shares` in
-    microbatches, `replica_seconds` at them, and `alpha`."""
+    """`loss` in nats per token or labelled row, of text also `bits_per_byte` by the training text's mean bytes per
+    token, rates from `seconds`, the mean step time since the record before. What the step says of each replica is a
+    list: their `shares` in microbatches, `replica_seconds` at them, and `alpha`."""
     values = finished.scalars
     record: Record = {
         "step": finished.step,
         "loss": values["loss"],
-        "bits_per_byte": values.get("nll", values["loss"]) / math.log(2) / work.bytes_per_token,
         "grad_norm": values["grad_norm"],
         "lr": values.get("lr"),
         "tokens_per_second": work.tokens / seconds,
         "step_seconds": seconds,
         "tflops_per_device": work.flops_full / seconds / work.devices / 1e12,
     }
+    if work.bytes_per_token is not None:
+        record["bits_per_byte"] = values.get("nll", values["loss"]) / math.log(2) / work.bytes_per_token
     if work.peak:
         record["mfu"] = work.flops_full / seconds / work.devices / work.peak
         record["mfu_causal"] = work.flops_causal / seconds / work.devices / work.peak

@@ -19,7 +19,7 @@ LossUnit: TypeAlias = Literal["bits_per_byte", "loss"]
 
 ENDINGS = (".png", ".svg", ".pdf")
 AXES = {"step": "step", "tokens": "tokens", "seconds": "seconds of training"}
-UNITS = {"bits_per_byte": "bits per byte", "loss": "loss (nats per token)"}
+UNITS = {"bits_per_byte": "bits per byte", "loss": "loss (nats per token or row)"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,8 @@ def line(record: Record, steps: int, eta: float) -> str:
     parts = [
         f"step {record['step']:>{len(str(steps))}}/{steps}",
         f"loss {record['loss']:.4f}",
-        f"bits/byte {record['bits_per_byte']:.3f}",
+        f"bits/byte {record['bits_per_byte']:.3f}" if "bits_per_byte" in record else "",
+        f"correct {record['correct']:.3f}" if "correct" in record else "",
         f"grad {record['grad_norm']:.3f}",
         f"lr {record['lr']:.2e}" if record.get("lr") is not None else "",
         f"{record['tokens_per_second']:,.0f} tok/s",
@@ -70,8 +71,10 @@ class Progress:
             return
         self.bar.update(record["step"] - self.bar.n)
         self.bar.set_postfix_str(
-            f"loss {record['loss']:.3f} bits/byte {record['bits_per_byte']:.3f} "
-            f"{record['tokens_per_second']:,.0f} tok/s" + (f" mfu {record['mfu']:.1%}" if "mfu" in record else "")
+            f"loss {record['loss']:.3f} "
+            + (f"bits/byte {record['bits_per_byte']:.3f} " if "bits_per_byte" in record else "")
+            + f"{record['tokens_per_second']:,.0f} tok/s"
+            + (f" mfu {record['mfu']:.1%}" if "mfu" in record else "")
         )
 
     def say(self, text: str) -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxlm.session
+import jaxlm.task
 from jaxlm.checkpoints import arrays
 from jaxlm.cli import main
 from jaxlm.cli.training import Sturdy
@@ -43,13 +43,13 @@ def run(home: Path, name: str, *arguments: str, code: int = 0) -> Path:
 
 def test_the_step_is_traced_and_compiled_exactly_once(home, monkeypatch, caplog):
     traced = []
-    original = jaxlm.session.next_token
+    original = jaxlm.task.next_token
 
     def counted(model, batch, key=None):
         traced.append("train" if key is not None else "evaluate")
         return original(model, batch, key)
 
-    monkeypatch.setattr(jaxlm.session, "next_token", counted)
+    monkeypatch.setattr(jaxlm.task, "next_token", counted)
     with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
         run(home, "once", "--train.steps", "6", "--train.eval_every", "2", "--checkpoint.every_steps", "3")
     steps = [r for r in caplog.messages if r.startswith("Compiling jit(step)")]
@@ -65,7 +65,7 @@ def test_the_step_is_traced_and_compiled_exactly_once(home, monkeypatch, caplog)
 def test_a_step_that_is_not_finite_stops_with_exit_3_names_tensors_and_keeps_the_last_good_state(
     home, monkeypatch, capsys
 ):
-    original = jaxlm.session.next_token
+    original = jaxlm.task.next_token
 
     def poisoned(model, batch, key=None):
         """The gradient of the queries becomes NaN once the weights have moved far enough from where they began."""
@@ -75,7 +75,7 @@ def test_a_step_that_is_not_finite_stops_with_exit_3_names_tensors_and_keeps_the
         return total + factor * jnp.sum(jnp.square(q)), sums
 
     limit = 1e9
-    monkeypatch.setattr(jaxlm.session, "next_token", poisoned)
+    monkeypatch.setattr(jaxlm.task, "next_token", poisoned)
     good = run(home, "finite", "--train.steps", "3")
     limit = 0.0
     capsys.readouterr()

@@ -15,7 +15,8 @@ from jaxlm.collectives.sync import Implicit
 from jaxlm.config import Run
 from jaxlm.decode import ConfigError, decode
 from jaxlm.model.attention_map import trunk_with_maps
-from jaxlm.model.classifier import Classifier, classify, pooling_weights
+from jaxlm.model.classifier import Classifier, pooling_weights
+from jaxlm.model.classify import classify
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.describe import describe
 from jaxlm.model.generate import Sampling, generate

@@ -83,6 +83,12 @@ def read(source: Source, tell: Callable[[int], None]) -> Iterator[Row | Corrupt]
             tell(source.bytes * number // there)
 
 
+def prepared_splits(folder: Path, what: str) -> dict[str, Any]:
+    """The splits of a prepared data set by name, each a sequence of examples with all their fields."""
+    builder = _builder(folder, what)
+    return {name: builder.as_data_source(split=name) for name in builder.info.splits}
+
+
 def _batch(records: Any, numbers: range) -> list[Any]:
     """Records by number; where one of them is damaged, each alone, with the error in its place."""
     try:

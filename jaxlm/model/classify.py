@@ -1,0 +1,132 @@
+"""Learning to classify: what a user may say about it, and the objective.
+
+Axes: B batch (one document per row), T position, D embed, C classes.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxlm.data.labelled.corpus import Dataset
+from jaxlm.data.labelled.vocabulary import MASK
+from jaxlm.model.classifier import Classifier, Pooling
+from jaxlm.model.loss import Sums
+from jaxlm.model.ops import pick
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassifyConfig:
+    """A run that learns to classify labelled texts.
+
+    Attributes:
+        dataset: what lies at data.path: `hatexplain` (hatexplain.jsonl) or `civil_comments` (the CSV of Kaggle's Jigsaw
+            Unintended Bias, or a folder prepared by TensorFlow Datasets).
+        pooling: one vector of a text: the `mean` of its positions, the `first` or `last`, or learned `attention`.
+        dropout: probability of dropping an entry of that vector during training.
+        word_dropout: probability of hiding a word during training; hidden words are a token of their own.
+        smoothing: share of the target spread evenly over all classes.
+        vectors: begin with word vectors learned from the training texts alone, without their labels.
+        rationales: weight of a loss that draws the shares of attention pooling to the words people marked; 0: none.
+    """
+
+    dataset: Dataset = "hatexplain"
+    pooling: Pooling = "attention"
+    dropout: float = 0.3
+    word_dropout: float = 0.1
+    smoothing: float = 0.1
+    vectors: bool = True
+    rationales: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("dropout", "word_dropout", "smoothing"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"classify.{name}={getattr(self, name)} must be in [0, 1)")
+        if self.rationales < 0.0:
+            raise ValueError(f"classify.rationales={self.rationales} must not be negative")
+        if self.rationales and self.pooling != "attention":
+            raise ValueError(f"classify.rationales={self.rationales} needs classify.pooling=attention")
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What a classifier makes of each row: `pooled` [B, D], `logits` [B, C], and the loss of each row, [B]; float32."""
+
+    pooled: Float[Array, "B D"]
+    logits: Float[Array, "B C"]
+    loss: Float[Array, " B"]
+    nll: Float[Array, " B"]
+
+
+def rows(
+    model: Classifier,
+    batch: Mapping[str, jax.Array],
+    key: PRNGKeyArray | None = None,
+    how: ClassifyConfig | None = None,
+) -> Rows:
+    """Forward pass and loss of each row by itself, before any weighting.
+
+    Words are hidden and entries dropped where there is a key; the target is smoothed, and shares are drawn to marked
+    words, where `how` says so.
+    """
+    kw, kt, kc = (None, None, None) if key is None else jax.random.split(key, 3)
+    tokens_BT, segments_BT = batch["tokens"], batch["segments"]
+    if how is not None and kw is not None and how.word_dropout:
+        hidden_BT = jax.random.bernoulli(kw, how.word_dropout, tokens_BT.shape)
+        tokens_BT = jnp.where(hidden_BT & (segments_BT > 0), MASK, tokens_BT)
+    x_BTD = model(tokens_BT, batch["positions"], segments_BT, kt)
+    pooled_BD = model.pool(x_BTD, segments_BT)
+    logits_BC = model.classify(pooled_BD, kc)
+    with jax.named_scope("loss"):
+        partition_B = jax.nn.logsumexp(logits_BC, axis=-1)
+        nll_B = partition_B - pick(logits_BC, batch["labels"])
+        loss_B = nll_B
+        if how is not None and how.smoothing:
+            loss_B = (1.0 - how.smoothing) * nll_B + how.smoothing * (partition_B - jnp.mean(logits_BC, axis=-1))
+        if how is not None and how.rationales:
+            loss_B = loss_B + how.rationales * _away(model.shares(x_BTD, segments_BT), batch["rationales"])
+    return Rows(pooled_BD, logits_BC, loss_B, nll_B)
+
+
+def _away(shares_BT: jax.Array, rationales_BT: jax.Array) -> jax.Array:
+    """-log of the share that marked words get, for rows that have some; 0 else."""
+    marked_BT = rationales_BT > 0.5
+    share_B = jnp.sum(jnp.where(marked_BT, shares_BT, 0.0), axis=1)
+    return jnp.where(jnp.any(marked_BT, axis=1), -jnp.log(jnp.clip(share_B, 1e-6, 1.0)), 0.0)
+
+
+def weighted(found: Rows, batch: Mapping[str, jax.Array]) -> tuple[Float[Array, ""], Sums]:
+    """The SUM over weighted rows of their loss, and sums to report: `nll` (nats), `weight` (rows), `correct`."""
+    weights_B = batch["weights"]
+    right_B = jnp.argmax(found.logits, axis=-1) == batch["labels"]
+    sums = {
+        "nll": jnp.sum(found.nll * weights_B),
+        "weight": jnp.sum(weights_B),
+        "correct": jnp.sum(right_B * weights_B),
+    }
+    return jnp.sum(found.loss * weights_B), sums
+
+
+def classify(
+    model: Classifier, batch: Mapping[str, jax.Array], key: PRNGKeyArray | None = None
+) -> tuple[Float[Array, ""], Sums]:
+    """The SUM over weighted rows of the cross entropy, and sums to report: `nll` (nats), `weight` (rows), `correct`.
+
+    Sums, not means, as in `jaxlm.model.loss.next_token`: the trainer divides them by the weight, which makes `correct`
+    the accuracy. `batch`: tokens, positions, segments [B, T] int32 (one document per row; segments 0 on padding),
+    labels [B] int32 (from 0), weights [B] float32, 0 for a row that counts for nothing.
+    """
+    return weighted(rows(model, batch, key), batch)
+
+
+def classifying(how: ClassifyConfig) -> Callable[..., tuple[jax.Array, Sums]]:
+    """`classify` with what a configuration says of dropped words, smoothing and rationales."""
+
+    def objective(
+        model: Classifier, batch: Mapping[str, jax.Array], key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, ""], Sums]:
+        return weighted(rows(model, batch, key, how), batch)
+
+    return objective

@@ -1,0 +1,119 @@
+"""What a run learns: a language, or to classify. All that depends on it and on the configuration alone is here."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.collectives.sync import Objective
+from jaxlm.config import Run
+from jaxlm.data.corpus import Corpus
+from jaxlm.data.labelled.corpus import CLASSES, LabelledCorpus, prepare_labelled
+from jaxlm.data.labelled.lists import LISTS
+from jaxlm.data.labelled.loader import LabelledLoader
+from jaxlm.data.labelled.vocabulary import Vocabulary
+from jaxlm.data.loader import Loader
+from jaxlm.data.prepare import prepare
+from jaxlm.data.progress import Progress
+from jaxlm.data.tokenizer import Tokenizer
+from jaxlm.model.classifier import Classifier
+from jaxlm.model.classify import classifying
+from jaxlm.model.config import ModelConfig
+from jaxlm.model.loss import next_token
+from jaxlm.model.transformer import Execution, Transformer, Trunk
+
+AnyCorpus: TypeAlias = Corpus | LabelledCorpus
+AnyLoader: TypeAlias = Loader | LabelledLoader
+
+
+def classes_of(run: Run) -> int | None:
+    """How many classes are told apart; None where a language is learned."""
+    return None if run.classify is None else len(CLASSES[run.classify.dataset])
+
+
+def attributes_of(run: Run) -> tuple[str, ...]:
+    """The attributes whose groups the rows of a run carry."""
+    return ()
+
+
+def model_of(run: Run, config: ModelConfig, execution: Execution, key: jax.Array) -> Trunk:
+    """A model with random weights."""
+    how = run.classify
+    if how is None:
+        return Transformer(config, execution, key=key)
+    classes = len(CLASSES[how.dataset])
+    return Classifier(config, execution, classes=classes, pooling=how.pooling, rate=how.dropout, key=key)
+
+
+def objective_of(run: Run) -> Objective:
+    return next_token if run.classify is None else classifying(run.classify)
+
+
+def tokenizer_at(run: Run, path: Any) -> Tokenizer | Vocabulary:
+    """The tokenizer in a file of a run's directory."""
+    return Tokenizer.load(path) if run.classify is None else Vocabulary.load(path)
+
+
+def corpus_of(run: Run, progress: Progress) -> AnyCorpus:
+    """The prepared data of a run. Raises DataError."""
+    if run.classify is None:
+        return prepare(run.data, progress)
+    path = run.data.tokenizer.path
+    return prepare_labelled(
+        run.classify.dataset, run.data, attributes_of(run), None if path is None else Vocabulary.load(path)
+    )
+
+
+def loader_of(run: Run, corpus: AnyCorpus) -> AnyLoader:
+    """The training batches of a run by step."""
+    if isinstance(corpus, LabelledCorpus):
+        return LabelledLoader(corpus.split("train"), run.train.batch, run.data.sequence, run.seed)
+    return Loader(corpus.training(run.data), run.train.batch, run.data.sequence, run.data.mode, run.seed)
+
+
+def batch_kinds(run: Run, rows: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shape and dtype of each array of a batch of `rows`."""
+    shape = (*rows, run.data.sequence)
+    if run.classify is None:
+        kinds: dict[str, Any] = {"tokens": jnp.int32, "targets": jnp.int32, "positions": jnp.int32}
+        kinds |= {"segments": jnp.int32} if run.apart else {}
+        return {name: (shape, kind) for name, kind in (kinds | {"weights": jnp.float32}).items()}
+    groups = sum(len(LISTS[attribute]) for attribute in attributes_of(run))
+    return {
+        **{name: (shape, jnp.int32) for name in ("tokens", "segments", "positions")},
+        "rationales": (shape, jnp.float32),
+        "labels": (rows, jnp.int32),
+        "weights": (rows, jnp.float32),
+        "groups": ((*rows, groups), jnp.float32),
+    }
+
+
+def begins_with(run: Run, corpus: AnyCorpus) -> Callable[[Any], Any]:
+    """What a new model takes over from its data before the first step: word vectors, where they are asked for."""
+    if run.classify is None or not run.classify.vectors or not isinstance(corpus, LabelledCorpus):
+        return lambda model: model
+
+    def begun(model: Classifier) -> Classifier:
+        return with_vectors(model, corpus)
+
+    return begun
+
+
+def with_vectors(model: Classifier, corpus: LabelledCorpus) -> Classifier:
+    """The model whose embeddings are word vectors of the corpus, of the size that random ones have; words without a
+    vector keep their random one."""
+    from jaxlm.data.labelled.vectors import learn_vectors
+
+    table = model.table[...]
+    vectors = learn_vectors(list(corpus.split("train").ids), corpus.tokenizer.vocab, model.config.embed)
+    known = jax.device_put(jnp.asarray(vectors), table.sharding) if vectors.shape == table.shape else None
+    if known is None:
+        padded = jnp.zeros(table.shape, table.dtype).at[: vectors.shape[0]].set(vectors)
+        known = jax.device_put(padded, table.sharding)
+    seen = jnp.any(known != 0, axis=1, keepdims=True)
+    size = jnp.sqrt(jnp.mean(jnp.square(table)))
+    leaves, tree = jax.tree.flatten(model)
+    place = next(i for i, leaf in enumerate(leaves) if leaf is table)
+    leaves[place] = jax.device_put(jnp.where(seen, known * size, table), table.sharding)
+    return jax.tree.unflatten(tree, leaves)
