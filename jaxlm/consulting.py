@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxlm.decode import ConfigError
 from jaxlm.folder import Folder, open_run
 from jaxlm.governance import approvals, node
 from jaxlm.governance.approvals import Approval, Open
@@ -76,7 +77,7 @@ def consult(folder: Folder, request: Mapping[str, Any]) -> None:
         return
     try:
         loaded = _in_force(folder)
-    except GovernanceError as error:
+    except (GovernanceError, ConfigError) as error:
         raise Denied(f"denied, because the policy of this run cannot be read: {error}") from None
     if loaded is None or not (rules := loaded.rules(requests=True)):
         return
@@ -106,4 +107,4 @@ def _act(folder: Folder, loaded: Loaded, found: list[Verdict], facts: Mapping[st
 
 def _in_force(folder: Folder) -> Loaded | None:
     digest = approvals.in_force(read_log(folder.audit, keys=Keys()).entries)
-    return None if digest is None else approvals.kept(folder.audit, digest)
+    return None if digest is None else approvals.kept(folder.audit, digest, compiled=True)

@@ -76,7 +76,7 @@ class Policing:
         self.judging = Judging(Path(path), trail, self._tell) if path is not None and self.leader else None
         self.open: list[Open] = []
         self._tensors: list[str] = []
-        self._known: dict[str, Any] = {"eval": {}, "fairness": {}, "dp": {}, "layers": {}}
+        self._known: dict[str, Any] = {"eval": {}, "fairness": {}, "dp": {}}
         self._waiting: list[Finished] = []
         self._todo = GO
         self._told: set[str] = set()
@@ -84,9 +84,15 @@ class Policing:
     def __enter__(self) -> "Policing":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.judging is not None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if self.judging is None:
+            return
+        try:
             self.judging.close()
+        except GovernanceError as failure:
+            if error is None:
+                raise
+            error.add_note(str(failure))
 
     def started(self, step: int, tensors: list[str], store: Store) -> None:
         """A run goes on from `step`. Waits where a review is open.
@@ -176,15 +182,16 @@ class Policing:
         scalars = {k: v for k, v in finished.scalars.items() if k not in ("nll", "weight")}
         rates = {"step_seconds": finished.seconds, "tokens_per_second": self.tokens / max(finished.seconds, 1e-9)}
         record = {"step": finished.step, **scalars, "tokens": finished.scalars["weight"], **rates}
+        layers: dict[str, Any] = {}
         if finished.layers is not None and self.layers_every and finished.step % self.layers_every == 0:
             names = ("gradient", "weight", "update")
             columns = zip(self._tensors, finished.layers.T.tolist(), strict=True)
-            self._known["layers"] = {tensor: dict(zip(names, norms, strict=True)) for tensor, norms in columns}
+            layers = {"layers": {tensor: dict(zip(names, norms, strict=True)) for tensor, norms in columns}}
         for namespace, source in self.sources.items():
             self._learn(facts_of(source(), namespace))
         found = train_facts(record)
         self._learn({namespace: values for namespace, values in found.items() if namespace in ("fairness", "dp")})
-        return {**found, **self._known, "log": dict(self._log())}
+        return {**found, **self._known, **layers, "log": dict(self._log())}
 
     def _learn(self, facts: Mapping[str, Any]) -> None:
         for namespace, values in facts.items():

@@ -4,11 +4,11 @@ Question: do signing, logging, hashing tensors and asking a witness take less th
 Cost:     20 minutes per 10 pairs of the quickstart on two cores; --pairs, --steps and --config change it.
 Run:      python -m experiments.benchmarks.governance_overhead
 
-The same run with governance off, on, and on with a witness that runs in another process, one after the other and again
-in turns, each in a fresh process with two checkpoints. Compared are, pair by pair, the seconds of the training loop
-with its checkpoints, the seconds of the whole process, and its processor seconds, children included; the median of the
-pairs counts, with its quartiles. Beside them durable appends per second and what hashing costs against OpenSSL alone.
-Encrypted snapshots are not in it: they do not exist yet.
+The same run with governance off, on, on with a policy, and on with a witness that runs in another process, one after
+the other and again in turns, each in a fresh process with two checkpoints. Compared are, pair by pair, the seconds of
+the training loop with its checkpoints, the seconds of the whole process, and its processor seconds, children
+included; the median of the pairs counts, with its quartiles. Beside them durable appends per second and what hashing
+costs against OpenSSL alone. Encrypted snapshots are not in it: they do not exist yet.
 """
 
 import dataclasses
@@ -26,12 +26,15 @@ from typing import Any
 
 from experiments.entry import main
 from experiments.report import Report, Row
+from jaxlm.governance.engine import Engine
 from jaxlm.governance.keys import Keys
 from jaxlm.governance.log import Log
 from jaxlm.governance.notes import LogKey
+from jaxlm.governance.policy import load, train_facts
 
 LIMIT = 1.0
 """Percent that the trail may cost."""
+JUDGEMENTS = 510
 MEASURES = {"loop": "seconds of training", "wall": "seconds of the process", "cpu": "processor seconds"}
 
 
@@ -44,6 +47,7 @@ class Config:
         arguments: more of its command line.
         steps: of each run; it saves half way and at the end.
         pairs: runs with each setting.
+        policy: the rules of the setting "on + policy", and of the judgements that are timed alone.
         appends: batches of 256 entries of 300 bytes that are made durable.
     """
 
@@ -51,6 +55,7 @@ class Config:
     arguments: str = ""
     steps: int = 400
     pairs: int = 10
+    policy: str = "configs/policies/sample.yaml"
     appends: int = 100
 
 
@@ -72,6 +77,7 @@ def run(config: Config, out: Path) -> Report:
         settings = {
             "off": ["--governance.enabled", "false"],
             "on": [],
+            "on + policy": ["--governance.policy", config.policy],
             "on + witness": ["--governance.witnesses", str(out.absolute() / "policy")],
         }
         _train(config, out / "warm", settings["off"], environment)  # data prepared, programs compiled
@@ -85,7 +91,7 @@ def run(config: Config, out: Path) -> Report:
         witness.terminate()
         witness.wait()
     rows, remarks = _rows(found)
-    rows += [_appends(config, keys, out), *_hashing(out)]
+    rows += [_appends(config, keys, out), *_judgements(Path(config.policy)), *_hashing(out)]
     return Report(
         title=f"Cost of the audit trail, {config.config}, {config.steps} steps",
         rows=rows,
@@ -138,6 +144,30 @@ def _appends(config: Config, keys: Keys, out: Path) -> Row:
         rate = config.appends * 256 / (time.perf_counter() - began)
     verdict = "met" if rate >= 10_000 else "MISSED"
     return Row(what="log", quantity="durable appends per second", measured=rate, note=f"target 10,000: {verdict}")
+
+
+def _judgements(path: Path) -> list[Row]:
+    """Milliseconds from the question to the answer of the process that judges, all rules over training at once, those
+    over layers left out, which are judged as rarely as there are new norms."""
+    loaded = load(path)
+    rules = [rule for rule in loaded.rules(requests=False) if rule.name not in loaded.layered]
+    facts = {
+        **train_facts({"step": 200, "loss": 3.0, "grad_norm": 1.0, "step_seconds": 0.1, "tokens_per_second": 1e4}),
+        **{"eval": {}, "fairness": {}, "dp": {}, "log": {"size": 100, "waiting": 1}},
+    }
+    taken = []
+    with Engine(rules, 10.0) as engine:
+        for step in range(JUDGEMENTS):
+            now = facts | {"step": step}
+            began = time.perf_counter()
+            engine.judge(now)
+            taken.append(1e3 * (time.perf_counter() - began))
+    middle, late = statistics.median(taken[10:]), statistics.quantiles(taken[10:], n=100)[98]
+    what = f"policy, {len(rules)} rules"
+    return [
+        Row(what=what, quantity="milliseconds per judgement", measured=middle, note="while the next step runs"),
+        Row(what=what, quantity="milliseconds per judgement, 99th percentile", measured=late),
+    ]
 
 
 def _hashing(out: Path) -> list[Row]:

@@ -17,6 +17,7 @@ from jaxlm.governance import canonical, notes
 from jaxlm.governance.disk import Disk
 from jaxlm.governance.entries import Entry, finite
 from jaxlm.governance.errors import GovernanceError, Rejected
+from jaxlm.governance.keys import write_public
 from jaxlm.governance.notes import LogKey, Note, Verifier
 from jaxlm.governance.policy import Loaded, loads
 
@@ -133,13 +134,16 @@ def in_force(entries: Iterable[Entry]) -> str | None:
 def keep(audit: Path, loaded: Loaded) -> None:
     """Leaves a copy of a policy beside the log that names it."""
     Disk().make_folder(audit / POLICIES)
-    path = audit / POLICIES / f"{loaded.digest}.yaml"
-    if not path.exists():
-        write_whole(path, loaded.content)
+    write_public(audit / POLICIES / f"{loaded.digest}.yaml", loaded.content)
 
 
-def kept(audit: Path, digest: str) -> Loaded:
-    """The policy with this digest. Raises GovernanceError where its copy is gone or is another one."""
+def kept(audit: Path, digest: str, *, compiled: bool = False) -> Loaded:
+    """The policy with this digest; see `policy.loads` for `compiled`.
+
+    Raises:
+        GovernanceError: its copy is gone or is another one.
+        ConfigError: it is one that cannot be followed.
+    """
     path = audit / POLICIES / f"{digest}.yaml"
     try:
         content = Disk().read(path)
@@ -147,7 +151,7 @@ def kept(audit: Path, digest: str) -> Loaded:
         raise GovernanceError(f"{path}, a policy that the log names, cannot be read: {error.strerror}") from None
     if hashlib.sha256(content).hexdigest() != digest:
         raise Rejected(f"{path} is not the policy that the log names")
-    return loads(content, str(path))
+    return loads(content, str(path), compiled=compiled)
 
 
 def write(audit: Path, approval: Approval, key: LogKey) -> Path:

@@ -100,14 +100,15 @@ class Engine:
             if answer.get("loaded") != sorted(asked):
                 raise self._lost("it did not take the rules")
 
-    def judge(self, facts: Mapping[str, Any]) -> dict[str, Said]:
-        """What is said of every rule. Raises EngineFailed."""
+    def judge(self, facts: Mapping[str, Any], rules: Sequence[Rule] | None = None) -> dict[str, Said]:
+        """What is said of these rules, by default of all. Raises EngineFailed."""
         self.ready()
         sings = bool(secrets.randbits(1))
-        said = self._ask({"facts": {**facts, "canary": {"sings": sings}}}, self.deadline).get("said")
+        names = {rule.name for rule in (self.rules if rules is None else rules)}
+        question = {"facts": {**facts, "canary": {"sings": sings}}, "of": [_CANARY, *sorted(names)]}
+        said = self._ask(question, self.deadline).get("said")
         if not isinstance(said, dict) or said.pop(_CANARY, None) is not sings:
             raise self._lost("its answer is none")
-        names = {rule.name for rule in self.rules}
         if said.keys() != names or not all(isinstance(each, bool | str) for each in said.values()):
             raise self._lost("its answer is none")
         return {k: Said(v) if isinstance(v, bool) else Said(fault=v) for k, v in said.items()}

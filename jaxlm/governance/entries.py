@@ -33,6 +33,7 @@ KINDS: dict[str, frozenset[str]] = {
     "access": frozenset({"command", "account"}),
     "dp.charge": frozenset({"mechanism", "epsilon", "state"}),
     "policy.load": frozenset({"policy", "before"}),
+    "policy.judged": frozenset({"policy", "steps"}),
     "policy.verdict": frozenset({"rule", "policy", "action"}),
     "policy.approval": frozenset({"verdict", "decision", "note"}),
     "key.rotate": frozenset({"of", "old", "new", "size", "root", "signatures"}),

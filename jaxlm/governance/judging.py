@@ -39,6 +39,8 @@ class Judging:
         self._tried = time.monotonic()
         self._engine: Engine | None = None
         self._why = "it was never started"
+        self._judged: list[int] = []
+        self._slowest = 0.0
         self._start()
 
     @property
@@ -76,7 +78,13 @@ class Judging:
         known: Mapping[str, Any] = {}
         try:
             known = facts()
-            said = self._ready().judge(known)
+            engine = self._ready()
+            began = time.monotonic()
+            rules = self.loaded.rules(requests=False)
+            rules = [rule for rule in rules if "layers" in known or rule.name not in self.loaded.layered]
+            said = engine.judge(known, rules)
+            self._slowest = max(self._slowest, time.monotonic() - began)
+            self._judged.append(step)
         except EngineFailed as error:
             return self._log(self._failed(str(error)), step)
         except GovernanceError:
@@ -85,11 +93,16 @@ class Judging:
             return self._log(self._failed(f"{type(error).__name__}: {error}"), step)
         self.standing.answered()
         fail = self.loaded.policy.fail
-        return self._log(self.standing.verdicts(self.loaded.rules(requests=False), said, fail, known), step)
+        return self._log(self.standing.verdicts(rules, said, fail, known), step)
 
     def close(self) -> None:
-        if self._engine is not None:
-            self._engine.close()
+        """Logs how much was judged, and ends the engine. What is not logged, because the run was killed, shows as well:
+        there is no such entry."""
+        try:
+            self._log_judged()
+        finally:
+            if self._engine is not None:
+                self._engine.close()
 
     def _log(self, verdicts: list[Verdict], step: int) -> list[Open]:
         listed = bool(self.loaded.approvers)
@@ -136,6 +149,13 @@ class Judging:
             )
         return loaded
 
+    def _log_judged(self) -> None:
+        """That these steps were judged by the policy in force, broken rules or none."""
+        steps, self._judged = self._judged, []
+        if steps:
+            body = {"policy": self.loaded.digest, "steps": len(steps), "first": steps[0], "last": steps[-1]}
+            self.trail.record("policy.judged", {**body, "slowest_seconds": round(self._slowest, 6)})
+
     def _log_load(self, step: int, before: str | None) -> None:
         approvals.keep(self.trail.audit, self.loaded)
         body = {"policy": self.loaded.digest, "before": before, "step": step, "sandbox": self.sandbox}
@@ -165,6 +185,7 @@ class Judging:
             return
         if found.digest == before.digest:
             return
+        self._log_judged()
         self.loaded = found
         self._log_load(step, before.digest)
         self.say(f"policy: {self.path} has changed: {len(found.policy.rules)} rules from step {step} on, logged")

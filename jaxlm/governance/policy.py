@@ -10,7 +10,8 @@ What rules may read:
 
     step                the number of the step that is judged
     train.NAME          loss, grad_norm, lr, step_seconds, tokens, tokens_per_second, and what else a step reports
-    layers["NAME"].X    gradient, weight and update: norms of each tensor, as often as governance.layers_every says
+    layers["NAME"].X    gradient, weight and update: norms of each tensor; a rule that reads them is judged when they
+                        are new, as often as governance.layers_every says
     eval.NAME           what the last evaluation said, such as bits_per_byte
     fairness.NAME       any number reported as fairness/NAME; the same for dp.NAME
     dp.spent, dp.budget the privacy budget, where there is one
@@ -114,7 +115,7 @@ class Policy:
     rules: tuple[Rule, ...]
     fail: Literal["alert", "review", "halt"] = "halt"
     every: int = 1
-    deadline_seconds: float = 5.0
+    deadline_seconds: float = 10.0
     review: Review = field(default_factory=Review)
     approvers: tuple[str, ...] = ()
 
@@ -139,6 +140,7 @@ class Loaded:
         digest: SHA-256 of the file, hex.
         content: the file.
         requests: the names of the rules over requests; all others are over training.
+        layered: the names of the rules that read `layers`.
         approvers: the parsed public keys.
     """
 
@@ -146,9 +148,11 @@ class Loaded:
     digest: str
     content: bytes
     requests: frozenset[str]
+    layered: frozenset[str]
     approvers: tuple[Verifier, ...]
 
     def rules(self, *, requests: bool) -> list[Rule]:
+        """Those over requests, or those over training."""
         return [rule for rule in self.policy.rules if (rule.name in self.requests) is requests]
 
 
@@ -161,8 +165,9 @@ def load(path: Path) -> Loaded:
     return loads(content, str(path))
 
 
-def loads(content: bytes, origin: str) -> Loaded:
-    """As `load`, of the content of a file."""
+def loads(content: bytes, origin: str, *, compiled: bool = True) -> Loaded:
+    """As `load`, of the content of a file. Without `compiled` no rule is looked into, which needs no package of CEL:
+    for who only asks who may approve. `requests` is empty then."""
     if len(content) > LARGEST:
         raise ConfigError(f"{origin}: {len(content):,} bytes are too much for a policy")
     try:
@@ -173,19 +178,22 @@ def loads(content: bytes, origin: str) -> Loaded:
         raise ConfigError(f"{origin} must hold a mapping with the key rules")
     try:
         policy = decode(raw, Policy)
-        requests = frozenset(rule.name for rule in policy.rules if _checked(rule))
+        if compiled:
+            cel.require()
+        reads = {rule.name: _checked(rule) for rule in policy.rules if compiled}
         approvers = tuple(_approver(text) for text in policy.approvers)
         waits = [rule.name for rule in policy.rules if rule.action == "review"]
         waits += ["fail"] if policy.fail == "review" else []
         if waits and not approvers:
             raise ConfigError(f"approvers: {waits[0]} asks for a review, and nobody is listed who may approve")
-    except ConfigError as error:
+    except (ConfigError, cel.Invalid) as error:
         raise ConfigError(f"{origin}: {error}") from None
-    return Loaded(policy, hashlib.sha256(content).hexdigest(), content, requests, approvers)
+    requests, layered = (frozenset(k for k, heads in reads.items() if name in heads) for name in ("request", "layers"))
+    return Loaded(policy, hashlib.sha256(content).hexdigest(), content, requests, layered, approvers)
 
 
-def _checked(rule: Rule) -> bool:
-    """Whether it is a rule over requests. Raises ConfigError where it cannot work."""
+def _checked(rule: Rule) -> frozenset[str]:
+    """The namespaces that it reads. Raises ConfigError where it cannot work."""
     try:
         program = cel.compile(rule.when)
     except cel.Invalid as error:
@@ -203,7 +211,7 @@ def _checked(rule: Rule) -> bool:
     if not over and rule.action == "deny":
         raise ConfigError(f"rule {rule.name}: only a rule over request can deny")
     _try(rule, program)
-    return over
+    return frozenset(path[0] for path in program.reads)
 
 
 def _try(rule: Rule, program: cel.Program) -> None:

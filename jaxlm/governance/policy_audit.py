@@ -44,7 +44,8 @@ def check(audit: Path, run: str, entries: Sequence[Entry]) -> Checked:
     _obeyed(found, entries)
     verdicts = [entry.body["action"] for entry in entries if entry.kind == "policy.verdict"]
     counted = ", ".join(f"{verdicts.count(each)} {each}" for each in dict.fromkeys(verdicts)) or "no verdict"
-    found.lines.append(f"policy: {len(digests)} followed, {counted}")
+    judged = sum(entry.body["steps"] for entry in entries if entry.kind == "policy.judged")
+    found.lines.append(f"policy: {len(digests)} followed, {judged:,} steps judged, {counted}")
     found.alerts += [f"verdict {each.index} waits for a decision: {each}" for each in approvals.undecided(entries)]
     return found
 

@@ -4,7 +4,7 @@ Started by `engine.py` as `python -I policy_worker.py SYS_PATH`, with one socket
 length of four bytes, big-endian, and JSON. It says hello with what it gave up; then
 
     {"id": 1, "rules": {"NAME": "EXPRESSION"}}   ->  {"id": 1, "loaded": ["NAME"]}
-    {"id": 2, "facts": {"step": 7, ...}}         ->  {"id": 2, "said": {"NAME": true, "OTHER": "why it is a failure"}}
+    {"id": 2, "facts": {...}, "of": ["NAME"]}    ->  {"id": 2, "said": {"NAME": true}}, or in its place why it failed
 """
 
 import json
@@ -43,23 +43,35 @@ def main() -> None:
     cel.compile("step > 1 && 'a'.matches('b')")(
         {"step": 2}
     )  # imports all that a judgement needs, while that is allowed
-    programs: dict[str, cel.Program] = {}
+    programs: dict[str, Judge] = {}
     write({"sandbox": sandbox.apply(), "pid": os.getpid()})
     while (asked := read()) is not None:
         if "rules" in asked:
-            programs = {name: cel.compile(when) for name, when in asked["rules"].items()}
+            programs = {name: Judge(cel.compile(when)) for name, when in asked["rules"].items()}
             write({"id": asked["id"], "loaded": sorted(programs)})
         else:
-            write({"id": asked["id"], "said": {name: _judged(each, asked["facts"]) for name, each in programs.items()}})
+            write({"id": asked["id"], "said": {name: programs[name](asked["facts"]) for name in asked["of"]}})
 
 
-def _judged(program: Any, facts: dict[str, Any]) -> bool | str:
-    from jaxlm.governance.cel import Fault
+class Judge:
+    """Judges by one rule, and not again while all that it reads is as it was."""
 
-    try:
-        return program(facts)
-    except Fault as fault:
-        return str(fault)
+    def __init__(self, program: Any):
+        self.program = program
+        self.read: Any = None
+        self.said: bool | str = "never asked"
+
+    def __call__(self, facts: dict[str, Any]) -> bool | str:
+        from jaxlm.governance.cel import Fault, value
+
+        read = {path: value(facts, path) for path in self.program.reads}
+        if read != self.read:  # NaN is like nothing, itself included
+            self.read = read
+            try:
+                self.said = self.program(facts)
+            except Fault as fault:
+                self.said = str(fault)
+        return self.said
 
 
 if __name__ == "__main__":

@@ -143,6 +143,11 @@ def test_an_answer_that_is_none_is_a_failure(
         engine.judge(FACTS)
 
 
+def test_what_a_rule_reads_is_judged_again_only_when_it_has_changed(shared_engine: Engine):
+    for loss, broken in ((9.0, True), (9.0, True), (1.0, False), (9.0, True)):
+        assert shared_engine.judge(FACTS | {"train": {"loss": loss}}, RULES[:1]) == {"high": Said(broken=broken)}
+
+
 def test_a_process_that_says_no_to_everything_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     fake = tmp_path / "worker.py"
     fake.write_text(

@@ -142,9 +142,23 @@ def test_21_an_edited_policy_is_followed_and_named_and_a_broken_one_is_not_follo
     assert {approvals.kept(run.trail.audit, digest).digest for digest in (first, second)} == {first, second}
 
 
+def test_a_rule_over_layers_is_judged_when_there_are_new_ones(follows: Make):
+    run = follows('rules: [{name: big, when: "layers.exists(n, layers[n].update > 1.0)", action: alert}]\n')
+    known: dict[str, Any] = {"step": 1, "train": {"loss": 1.0}}
+    layers = lambda update: {"layers": {"w": {"gradient": 0.0, "weight": 1.0, "update": update}}}
+    told = [len(run.judging.judge(1, lambda m=more: known | m)) for more in ({}, layers(0.5), {}, layers(2.0), {})]
+    assert told == [0, 0, 0, 1, 0]
+    assert len(run.judging.judge(1, lambda: known | layers(float("nan")))) == 0, "still broken, and told before"
+    assert "big" in run.judging.standing.held
+
+
 def test_steps_between_are_not_judged(follows: Make):
     run = follows("every: 3\n" + LOSS)
     assert [len(run.step(step, 9.0 if step in (2, 3) else 1.0)) for step in range(1, 7)] == [0, 0, 1, 0, 0, 0]
+    run.judging.close()
+    run.trail.close()
+    kind, body = run.log()[-1]
+    assert (kind, body["steps"], body["first"], body["last"]) == ("policy.judged", 2, 3, 6)
 
 
 def test_nobody_approves_himself(tmp_path: Path):

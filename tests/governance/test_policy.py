@@ -1,5 +1,6 @@
 """Rules as they are read, judged and tried on a run that has been."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,14 @@ def test_a_policy_that_cannot_work_is_refused(text: str, said: str):
 def test_a_missing_policy_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"governance\.policy: .*gone\.yaml cannot be read"):
         load(tmp_path / "gone.yaml")
+
+
+def test_without_the_package_of_cel_who_may_approve_is_known_and_nothing_else(monkeypatch: pytest.MonkeyPatch):
+    content = b"rules: [{name: r, when: step > 1, action: halt}]"
+    monkeypatch.setitem(sys.modules, "celpy", None)
+    with pytest.raises(ConfigError, match=r"uv sync --extra policy"):
+        loads(content, "p.yaml")
+    assert loads(content, "p.yaml", compiled=False).policy.rules[0].name == "r"
 
 
 def test_the_sample_policy_can_be_followed():
