@@ -34,7 +34,7 @@ def replay_run(path: Path, ledger: Path | None = None) -> Report:
     where = ledger or ledger_path(run.privacy.ledger, folder.path)
     if ledger is None and not where.is_file():
         return Report(found, None, where, faults)
-    book = Ledger(where)
+    book = Ledger(where, read_only=True)
     there = {charge.id: charge for charge in book.charges()}
     if book.id != found.ledger:
         faults.append(f"{where} is another ledger than the log declares ({book.id[:12]}, not {found.ledger[:12]})")

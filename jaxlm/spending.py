@@ -95,7 +95,7 @@ class Spending:
                 f"{path} is gone, and the audit log holds {len(known.charges):,} charges of it: without the ledger "
                 "this run does not go on. Take it back from a backup that is no older than the log"
             )
-        ledger = Ledger(path) if path.is_file() else None
+        ledger = Ledger(path) if path.is_file() and path.stat().st_size else None
         noise = run.privacy.noise_multiplier if known.query is None else known.query.noise
         if noise is None:
             noise = calibrated(self.rate, run.train.steps, run.privacy.epsilon, run.privacy.delta)

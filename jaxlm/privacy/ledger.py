@@ -4,20 +4,22 @@ A charge has two phases. `reserve` takes it out of the budget and returns once t
 mechanism run. `settle` says that it ran. A charge that is never settled stays spent: nobody can know how far its
 mechanism came. `settle(..., ran=False)` gives a charge back, for the one who knows that no protected row was read.
 
-Each operation is one transaction with a connection of its own (`BEGIN IMMEDIATE`, `synchronous=EXTRA`), so threads,
+Each operation is one transaction with a connection of its own (`BEGIN IMMEDIATE`, `synchronous=FULL`), so threads,
 processes and crashes at any point leave either the whole charge or nothing, and a caller that got no answer ran
 nothing. The file must lie on a local disk: SQLite's locks do not hold on network file systems.
 """
 
+import fcntl
 import json
 import sqlite3
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxlm.governance.disk import sync_folder
 from jaxlm.privacy.budget import Budget, Units, dumped, loaded, nothing, plus
 from jaxlm.privacy.errors import BudgetSpent, NotPrivate, PrivacyError
 from jaxlm.privacy.mechanisms import Mechanism, mechanism
@@ -86,6 +88,7 @@ class Ledger:
         budget: what a new ledger is declared with; of one that is there, what it must have been declared with. None
             takes what is there.
         seconds: how long to wait while others charge.
+        read_only: charge nothing, and leave no trace beside the file.
 
     Attributes:
         id: random, made with the file.
@@ -95,11 +98,12 @@ class Ledger:
         PrivacyError: it is missing, damaged, no ledger, or of another budget.
     """
 
-    def __init__(self, path: Path, budget: Budget | None = None, *, seconds: float = 120.0):
-        self.path, self.seconds = path, seconds
+    def __init__(self, path: Path, budget: Budget | None = None, *, seconds: float = 120.0, read_only: bool = False):
+        self.path, self.seconds, self.read_only = path, seconds, read_only
         if budget is None and not path.is_file():
             raise PrivacyError(f"{path} is no privacy ledger: there is no such file")
-        if budget is not None:
+        new = not path.exists()
+        if new:
             path.parent.mkdir(parents=True, exist_ok=True)
         with self._transaction() as db:
             if budget is not None and not db.execute("select 1 from sqlite_master").fetchone():
@@ -111,6 +115,8 @@ class Ledger:
                 db.executemany("insert into about values (?, ?)", rows)
             about = self._about(db)
             found = self._costs(db)
+        if new:
+            sync_folder(path.parent)
         if about.get("schema") != SCHEMA:
             raise PrivacyError(f"{path} is a ledger of schema {about.get('schema')}, this jaxlm reads {SCHEMA}")
         self.id: str = about["id"]
@@ -225,18 +231,36 @@ class Ledger:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        if self.read_only:
+            where, turn, begin = f"{self.path.absolute().as_uri()}?mode=ro", nullcontext(), "begin"
+        else:
+            where, turn, begin = self.path.absolute().as_uri(), self._turn(), "begin immediate"
         try:
-            with closing(sqlite3.connect(self.path, timeout=self.seconds, isolation_level=None)) as db:
-                db.execute("pragma synchronous = extra")
-                db.execute("begin immediate")
+            with turn, closing(sqlite3.connect(where, uri=True, timeout=self.seconds, isolation_level=None)) as db:
+                # The journal stays and its emptied head is synchronised, which is the commit: no folder is written.
+                if not self.read_only:
+                    db.execute("pragma journal_mode = persist")
+                    db.execute("pragma synchronous = full")
+                db.execute(begin)
                 try:
                     yield db
                 except BaseException:
                     db.execute("rollback")
                     raise
                 db.execute("commit")
-        except (sqlite3.Error, json.JSONDecodeError) as error:
+        except (sqlite3.Error, json.JSONDecodeError, OSError) as error:
             raise PrivacyError(f"the privacy ledger {self.path} cannot be used: {error}") from None
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Those who want to charge wait in the kernel, one behind the other: SQLite alone would have each look again
+        after a while, and 64 of them take most of the time for that. Its own lock is what counts."""
+        with self.path.with_name(f"{self.path.name}.lock").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _sum(costs: Iterable[tuple[str, int]], budget: Budget) -> Units:

@@ -71,6 +71,8 @@ def test_14_without_its_lock_the_ledger_would_be_overspent(tmp_path, monkeypatch
 
     monkeypatch.setattr(Budget, "fits", hesitant)
     assert spent_by_two(tmp_path / "locked") == 1.0
+    monkeypatch.setattr(Ledger, "_turn", lambda ledger: contextlib.nullcontext())
+    assert spent_by_two(tmp_path / "sqlite") == 1.0  # whoever waits for their turn or not
     monkeypatch.setattr(sqlite3, "connect", lambda *given, **more: connect(*given, factory=Careless, **more))
     assert spent_by_two(tmp_path / "careless") == 2.0
 
@@ -162,6 +164,18 @@ def test_a_ledger_whose_charges_were_taken_out_is_refused(tmp_path):
     path.write_bytes(b"not a ledger at all, whatever its name says" * 40)
     with pytest.raises(PrivacyError, match="cannot be used"):
         Ledger(path)
+
+
+def test_who_only_reads_leaves_no_trace_and_charges_nothing(tmp_path):
+    path = tmp_path / "a folder" / "ledger"
+    Ledger(path, pure(1.0)).reserve(Mechanism("pure", 0.5))
+    copied = tmp_path / "copy"
+    copied.write_bytes(path.read_bytes())
+    reading = Ledger(copied, read_only=True)
+    assert reading.spending().epsilon == 0.5
+    with pytest.raises(PrivacyError, match="readonly"):
+        reading.reserve(Mechanism("pure", 0.1))
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a folder", "copy"]
 
 
 def test_what_has_no_cost_at_the_declared_orders_is_refused(tmp_path):
