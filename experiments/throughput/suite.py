@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxlm.config import Run
 from jaxlm.decode import decode
+from jaxlm.model.config import PRESETS
 
 PEAK = 989.5e12
 """FLOP/s of an H100 or H200 SXM, dense bfloat16 (not the 1,979 of sparse matrices), by NVIDIA's data sheet."""
@@ -28,6 +29,7 @@ class Entry:
         checkpoint: whether the twin recomputes its blocks in the backward pass.
         alone: whether only one side fits on the card, so that they take turns in fresh processes.
         parity_layers: layers of the model whose loss is compared first; 0: all of them.
+        memory: share of the card that our plan may use; where both sides stay on it, they share it.
         target: the least ratio of our tokens/s to the twin's that is asked for; 0: none.
         mfu: the least share of the card's data-sheet FLOP/s that is asked for, attention not halved; 0: none.
     """
@@ -41,6 +43,7 @@ class Entry:
     checkpoint: bool = False
     alone: bool = False
     parity_layers: int = 0
+    memory: float = 0.9
     target: float = 1.10
     mfu: float = 0.0
 
@@ -66,6 +69,7 @@ class Entry:
                     "clip_norm": self.clip,
                     "first_moment": first_moment,
                 },
+                "plan": {"memory_fraction": self.memory},
                 "train": {"steps": 1000, "batch": self.rows},
                 "governance": {"enabled": False},
             },
@@ -75,16 +79,23 @@ class Entry:
 
 def _entry(name: str, preset: str, sequence: int, tokens: int, microbatch: int, **other: Any) -> Entry:
     rows = tokens // sequence
-    return Entry(name=name, model={"preset": preset}, sequence=sequence, rows=rows, microbatch=microbatch, **other)
+    return Entry(
+        name=name,
+        model={"preset": preset, **PRESETS[preset]},
+        sequence=sequence,
+        rows=rows,
+        microbatch=microbatch,
+        **other,
+    )
 
 
 LARGE = {"clip": 0.0, "checkpoint": True, "alone": True, "parity_layers": 2}
 SUITE = (
-    _entry("A", "gpt2-124m", 1024, 524_288, 64, mfu=0.45),
-    _entry("B", "gpt2-1558m", 1024, 65_536, 16, mfu=0.55, parity_layers=12),
-    _entry("C", "llama-1b", 8192, 65_536, 2, mfu=0.50),
+    _entry("A", "gpt2-124m", 1024, 524_288, 64, memory=0.5, mfu=0.45),
+    _entry("B", "gpt2-1558m", 1024, 65_536, 16, memory=0.5, mfu=0.55, parity_layers=12),
+    _entry("C", "llama-1b", 8192, 65_536, 2, memory=0.5, mfu=0.50),
     _entry("D", "llama-7b", 4096, 8_192, 2, mfu=0.55, **LARGE),
-    _entry("E", "llama-8b", 8192, 8_192, 1, mfu=0.50, target=0.0, **{k: v for k, v in LARGE.items()}),
+    _entry("E", "llama-8b", 8192, 8_192, 1, mfu=0.50, target=0.0, **LARGE),
 )
 
 _SMALL = {"vocab": 8192, "dtype": "float32", "tied": True}
