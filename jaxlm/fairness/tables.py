@@ -44,6 +44,21 @@ class Table:
         columns = tuple(self.columns[i] for i in kept)
         return dataclasses.replace(self, features=self.features[:, kept], columns=columns)
 
+    def like(self, other: "Table") -> "Table":
+        """This table with the columns of another of the same kind: categories that it lacks are 0 everywhere.
+
+        Raises ConfigError where the other's numbers are missing.
+        """
+        places = {name: i for i, name in enumerate(self.columns)}
+        missing = [name for name in other.columns if name not in places and "=" not in name]
+        if missing or self.name != other.name:
+            raise ConfigError(
+                f"a file of {self.name} cannot stand for one of {other.name}: {', '.join(missing)} missing"
+            )
+        zero = np.zeros(len(self))
+        columns = [self.features[:, places[name]] if name in places else zero for name in other.columns]
+        return dataclasses.replace(self, features=np.stack(columns, axis=1), columns=other.columns)
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -79,7 +94,7 @@ def adult(path: Path) -> Table:
     numbers = _numbers(path, rows, ADULT_NUMBERS)
     for name in ("capital-gain", "capital-loss"):
         numbers[name] = np.log1p(numbers[name])
-    features, columns = _features(rows, numbers, ADULT_CATEGORIES)
+    features, columns = _features(rows, numbers, ADULT_CATEGORIES, {"sex": "Male"})
     attributes = {name: np.asarray([row[name] for row in rows]) for name in ("sex", "race")}
     return Table(
         name="Adult", features=features, columns=columns, labels=labels, attributes=attributes, licence=ADULT_LICENCE
@@ -101,7 +116,8 @@ def compas(path: Path, races: Sequence[str] = ("African-American", "Caucasian"))
     numbers = _numbers(path, kept, (*COMPAS_NUMBERS, "two_year_recid"))
     labels = numbers.pop("two_year_recid").astype(int)
     numbers["felony"] = np.asarray([float(row["c_charge_degree"] == "F") for row in kept])
-    features, columns = _features(kept, numbers, ("sex", "race"))
+    single = {"sex": "Male"} | ({"race": races[-1]} if len(races) == 2 else {})
+    features, columns = _features(kept, numbers, ("sex", "race"), single)
     attributes = {name: np.asarray([row[name] for row in kept]) for name in ("race", "sex")}
     return Table(
         name="COMPAS", features=features, columns=columns, labels=labels, attributes=attributes,
@@ -154,14 +170,13 @@ def _numbers(path: Path, rows: list[dict[str, str]], names: Sequence[str]) -> di
 
 
 def _features(
-    rows: list[dict[str, str]], numbers: dict[str, np.ndarray], categories: Sequence[str]
+    rows: list[dict[str, str]], numbers: dict[str, np.ndarray], categories: Sequence[str], single: dict[str, str]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Numbers, then one column per value of each category (one less for a category of two)."""
+    """Numbers, then one column per value of each category; only that of `single` for a category of two values."""
     parts, names = list(numbers.values()), list(numbers)
     for category in categories:
         column = np.asarray([row[category] for row in rows])
-        values = np.unique(column).tolist()
-        for value in values[1:] if len(values) == 2 else values:
+        for value in [single[category]] if category in single else np.unique(column).tolist():
             parts.append((column == value).astype(np.float64))
             names.append(f"{category}={value}")
     return np.stack(parts, axis=1), tuple(names)

@@ -28,6 +28,11 @@ COMPAS = [
 ]
 
 
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
 def test_adult_is_read_plain_or_compressed(tmp_path):
     plain, packed = tmp_path / "adult.csv", tmp_path / "packed" / "adult.csv.gz"
     plain.write_text(ADULT)
@@ -43,6 +48,11 @@ def test_adult_is_read_plain_or_compressed(tmp_path):
     blind = table.blind("sex")
     assert [c for c in table.columns if c not in blind.columns] == ["sex=Male"]
     assert blind.features.shape[1] == table.features.shape[1] - 1
+    other = adult(write(tmp_path / "other.csv", ADULT.replace("State-gov", "Private").replace("Cuba", "United-States")))
+    same = other.like(table)
+    assert same.columns == table.columns
+    assert same.features[:, table.columns.index("workclass=State-gov")].tolist() == [0, 0]
+    assert same.features[:, table.columns.index("age")].tolist() == [39, 50]
     with pytest.raises(ConfigError, match="Adult has no attribute 'age'; it has sex, race"):
         table.blind("age")
 
