@@ -141,7 +141,7 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, shard: Rules, kernel: Kernel, *, key: PRNGKeyArray):
         c, (kq, kk, kv, ko) = config, jax.random.split(key, 4)
         D, N, K, H = c.embed, c.heads, c.groups, c.per_head
-        self.shard, self.config = shard, config
+        self.shard, self.config, self.fp8 = shard, config, config.products == "fp8"
         self.kernel: Kernel = kernel
         self.q = param(kq, (D, N, H), ("embed", "heads", "head_dim"), std=1 / math.sqrt(D))
         self.k = param(kk, (D, K, H), ("embed", "kv_heads", "head_dim"), std=1 / math.sqrt(D))
@@ -158,9 +158,9 @@ class Attention(nnx.Module):
         self, x_BTD: Float[Array, "B T D"], positions_BT: Int[Array, "B T"]
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
         with jax.named_scope("qkv"):
-            q = project("BTD,DNH->BTNH", x_BTD, self.q[...], _value(self.q_bias))
-            k = project("BTD,DKH->BTKH", x_BTD, self.k[...], _value(self.k_bias))
-            v = project("BTD,DKH->BTKH", x_BTD, self.v[...], _value(self.v_bias))
+            q = project("BTD,DNH->BTNH", x_BTD, self.q[...], _value(self.q_bias), eight_bits=self.fp8)
+            k = project("BTD,DKH->BTKH", x_BTD, self.k[...], _value(self.k_bias), eight_bits=self.fp8)
+            v = project("BTD,DKH->BTKH", x_BTD, self.v[...], _value(self.v_bias), eight_bits=self.fp8)
             if self.q_norm is not None and self.k_norm is not None:
                 q, k = self.q_norm(q), self.k_norm(k)
             if self.config.position == "rope":
@@ -173,7 +173,7 @@ class Attention(nnx.Module):
 
     def output(self, context_BTNH: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
         with jax.named_scope("attention_output"):
-            return project("BTNH,NHD->BTD", context_BTNH, self.o[...], _value(self.o_bias))
+            return project("BTNH,NHD->BTD", context_BTNH, self.o[...], _value(self.o_bias), eight_bits=self.fp8)
 
     def __call__(
         self, x_BTD: Float[Array, "B T D"], positions_BT: Int[Array, "B T"], segments_BT: Int[Array, "B T"] | None

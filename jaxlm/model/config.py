@@ -35,6 +35,9 @@ class ModelConfig:
         z_loss: weight of the squared log-partition penalty in the loss.
         vocab_multiple: the tables are padded to a multiple of this; padded rows never get probability.
         dtype: compute dtype: `auto` is bfloat16 on accelerators and float32 on CPU; weights stay float32.
+        products: matrix products of the blocks (embedding, attention scores and head never): `auto` computes them in
+            `dtype`, `fp8` of eight-bit floats that are scaled tensor by tensor (Hopper and newer GPUs; elsewhere slow
+            but the same). Plans price them as bfloat16. Not yet run on a GPU.
         attention: kernel: `auto` is cuDNN flash attention on GPU and XLA elsewhere; never a silent fallback. cuDNN
             keeps the documents of packed rows apart by a mask; `segments` does it by their offsets (Hopper GPUs;
             compiled and checked, but not yet run on one).
@@ -62,6 +65,7 @@ class ModelConfig:
     z_loss: float = 0.0
     vocab_multiple: int = 128
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    products: Literal["auto", "fp8"] = "auto"
     attention: Literal["auto", "xla", "cudnn", "segments"] = "auto"
 
     def __post_init__(self) -> None:

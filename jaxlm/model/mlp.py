@@ -22,16 +22,24 @@ class SwiGLU(nnx.Module):
 
     def __init__(self, config: ModelConfig, shard: Rules, *, key: PRNGKeyArray):
         D, F, (kg, ku, kd) = config.embed, config.mlp, jax.random.split(key, 3)
-        self.shard = shard
+        self.shard, self.fp8 = shard, config.products == "fp8"
         self.gate = param(kg, (D, F), ("embed", "mlp"), std=1 / math.sqrt(D))
         self.up = param(ku, (D, F), ("embed", "mlp"), std=1 / math.sqrt(D))
         self.down = param(kd, (F, D), ("mlp", "embed"), std=1 / math.sqrt(2 * config.layers * F))
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate = self.shard(project("BTD,DF->BTF", x_BTD, self.gate[...]), "batch", "length", "mlp", name="mlp_gate")
-        up = self.shard(project("BTD,DF->BTF", x_BTD, self.up[...]), "batch", "length", "mlp", name="mlp_up")
+        gate = self.shard(
+            project("BTD,DF->BTF", x_BTD, self.gate[...], eight_bits=self.fp8),
+            "batch",
+            "length",
+            "mlp",
+            name="mlp_gate",
+        )
+        up = self.shard(
+            project("BTD,DF->BTF", x_BTD, self.up[...], eight_bits=self.fp8), "batch", "length", "mlp", name="mlp_up"
+        )
         hidden = self.shard(_gate(gate, up), "batch", "length", "mlp", name="mlp_hidden")
-        return project("BTF,FD->BTD", hidden, self.down[...])
+        return project("BTF,FD->BTD", hidden, self.down[...], eight_bits=self.fp8)
 
 
 class GELU(nnx.Module):
@@ -39,7 +47,7 @@ class GELU(nnx.Module):
 
     def __init__(self, config: ModelConfig, shard: Rules, *, key: PRNGKeyArray):
         D, F, (ku, kd) = config.embed, config.mlp, jax.random.split(key)
-        self.shard = shard
+        self.shard, self.fp8 = shard, config.products == "fp8"
         self.up = param(ku, (D, F), ("embed", "mlp"), std=1 / math.sqrt(D))
         self.down = param(kd, (F, D), ("mlp", "embed"), std=1 / math.sqrt(2 * config.layers * F))
         self.up_bias = constant(0.0, (F,), ("mlp",)) if config.bias else None
@@ -48,9 +56,15 @@ class GELU(nnx.Module):
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         up_bias = None if self.up_bias is None else self.up_bias[...]
         down_bias = None if self.down_bias is None else self.down_bias[...]
-        up = self.shard(project("BTD,DF->BTF", x_BTD, self.up[...], up_bias), "batch", "length", "mlp", name="mlp_up")
+        up = self.shard(
+            project("BTD,DF->BTF", x_BTD, self.up[...], up_bias, eight_bits=self.fp8),
+            "batch",
+            "length",
+            "mlp",
+            name="mlp_up",
+        )
         hidden = self.shard(_gelu(up), "batch", "length", "mlp", name="mlp_hidden")
-        return project("BTF,FD->BTD", hidden, self.down[...], down_bias)
+        return project("BTF,FD->BTD", hidden, self.down[...], down_bias, eight_bits=self.fp8)
 
 
 def dropout(x: jax.Array, rate: float, key: PRNGKeyArray | None) -> jax.Array:

@@ -5,11 +5,13 @@ gathers of a language model live here and nowhere else.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxlm.model import fp8
 from jaxlm.sharding import Rules
 
 
@@ -88,9 +90,15 @@ def _index(logits: jax.Array) -> jax.Array:
     return jax.lax.broadcasted_iota(jnp.int32, (1,) * (logits.ndim - 1) + logits.shape[-1:], logits.ndim - 1)
 
 
-def project(equation: str, x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """`einsum(equation, x, weight) + bias` in the dtype of x; the bias has the trailing dimensions of the result."""
-    y: jax.Array = _multiply(equation, x, weight.astype(x.dtype))  # pyright: ignore[reportAssignmentType]
+def project(
+    equation: str, x: jax.Array, weight: jax.Array, bias: jax.Array | None = None, *, eight_bits: bool = False
+) -> jax.Array:
+    """`einsum(equation, x, weight) + bias` in the dtype of x; the bias has the trailing dimensions of the result.
+
+    With `eight_bits` the product and its gradients are computed of scaled eight-bit floats (see fp8.py).
+    """
+    how: Any = fp8.multiply if eight_bits else _multiply
+    y: jax.Array = how(equation, x, weight.astype(x.dtype))
     if bias is None:
         return y
     return y + bias.astype(y.dtype).reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
