@@ -58,6 +58,14 @@ def test_every_way_of_debiasing_narrows_the_gap(base, options):
 
 
 @pytest.mark.slow
+def test_the_bound_of_the_gradient_norm_acts_only_where_it_binds():
+    given = dict(sensitive_features=RACE)
+    free, loose, tight = (fair(clip_norm=c).fit(X, Y, **given).decision_function(X) for c in (0.0, 1e6, 1e-3))
+    np.testing.assert_allclose(free, loose, atol=1e-4)
+    assert np.abs(free - tight).max() > 1e-2
+
+
+@pytest.mark.slow
 def test_a_path_is_the_single_fits_side_by_side():
     many = fair().path(X, Y, [(0.5, 0.0), (2.0, 0.0)], sensitive_features=RACE)
     assert [m.strength for m in many] == [0.5, 2.0]
