@@ -8,13 +8,15 @@ import sys
 import numpy as np
 import pytest
 
+from experiments import table3_efficiency
 from experiments.benchmarks import compare
 from experiments.benchmarks.gpu_throughput import Config, execute
+from experiments.entry import CONFIGS
 from experiments.throughput.contest import rows
 from experiments.throughput.kernels import bound, rank
 from experiments.throughput.sides import Pairs, SideError, blocks, interval, running
 from experiments.throughput.suite import CPU, SUITE, TINY, pick
-from jaxlm.decode import ConfigError
+from jaxlm.decode import ConfigError, decode, read
 from jaxlm.session import numerics, resolve, workload_of
 
 
@@ -176,3 +178,20 @@ def test_the_torch_twin_trains_the_same_model(entry, tmp_path):
 
     found = parity(entry, How(torch_python=sys.executable, tolerance=1e-5), print)
     assert found["error"] < 1e-5
+
+
+def test_table_3_keeps_apart_what_others_claim_and_what_was_run(monkeypatch, tmp_path):
+    monkeypatch.delenv("JAXLM_SHARED", raising=False)
+    fields = "model,seq_len,gpus,gpu,mfu_pct,tokens_per_s_per_gpu,precision"
+    lines = ["mpt-1b,512,8,a100_40gb,57.1,21780,bf16", "mpt-1b,2048,8,a100_40gb,56,19270,bf16", "mpt-7b,512,8,a,1,1,b"]
+    (tmp_path / "mosaicml_llmfoundry.csv").write_text("\n".join([fields, *lines]))
+    raw = read(CONFIGS / "table3_efficiency.yaml") | {"published": str(tmp_path)}
+    made = table3_efficiency.measure(decode(raw, table3_efficiency.Config), tmp_path)
+    found = {(row.what, row.quantity): row for row in made.rows}
+    assert found["the paper's system, 512 A100", "samples/s"].paper == 18_901
+    ours = found["jaxlm, 512 A100-80, 1.1 B stand-in", "samples/s"]
+    assert ours.predicted is not None
+    assert ours.measured is None
+    assert found["mpt-1b, T=512, 8 x a100_40gb", "tokens/s per GPU"].published == 21780
+    assert len([row for row in made.rows if row.published]) == 1
+    assert "no GPU here" in found["jaxlm beside torch, one GPU", "samples/s"].note
