@@ -173,10 +173,8 @@ def _judgements(path: Path) -> list[Row]:
     return [
         Row(what=what, quantity="milliseconds per judgement", measured=middle, note="while the next step runs"),
         Row(what=what, quantity="milliseconds per judgement, 99th percentile", measured=late),
-        Row(
-            what=what, quantity="processor milliseconds per judgement, its process", measured=1e3 * theirs / JUDGEMENTS
-        ),
-        Row(what=what, quantity="processor milliseconds per judgement, ours", measured=1e3 * own / JUDGEMENTS),
+        Row(what=what, quantity="processor ms per judgement, its process", measured=1e3 * theirs / JUDGEMENTS),
+        Row(what=what, quantity="processor ms per judgement, ours", measured=1e3 * own / JUDGEMENTS),
     ]
 
 
