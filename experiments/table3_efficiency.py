@@ -115,7 +115,7 @@ def measure(config: Config, out: Path) -> Report:
     made += list(_published(config))
     remarks = [
         "The paper names neither the size of its model nor its batch and defines neither convergence nor accuracy; its "
-        f"own accuracy is the lowest of its table. Its rate at {config.gpus} A100 allows about 1.1 B parameters at 40 % "
+        f"accuracy is the lowest of its table. Its rate at {config.gpus} A100 allows about 1.1 B parameters at 40 % "
         "MFU, our stand-in. Hours to converge and accuracy: not measured, for want of 512 A100 and of C4.",
     ]
     return Report(title="Table 3: efficiency", rows=made, remarks=remarks, details=details)
