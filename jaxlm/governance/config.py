@@ -16,7 +16,7 @@ class GovernanceConfig:
     """
 
     enabled: bool = True
-    layers_every: int = 20
+    layers_every: int = 50
     flush_seconds: float = 2.0
     policy: str | None = None
     witnesses: str | None = None

@@ -1,7 +1,6 @@
 """One training step: gradients of the global batch, then the optimizer. Knows neither model nor loss."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -71,25 +70,20 @@ def update(
         norm = jnp.linalg.norm(norms)
         finite = state.finite & jnp.isfinite(sums["loss"]) & jnp.isfinite(norm)
 
-        def advance(model: M, opt: Any, gradients: M, *, sized: bool) -> tuple[M, Any, jax.Array | None]:
-            updates, new = tx.update(gradients, opt, model)  # pyright: ignore[reportArgumentType]
-            after = optax.apply_updates(model, updates)  # pyright: ignore[reportArgumentType]
-            kept = jax.tree.map(keep, (after, new), (model, opt))
-            if not layers:
-                return *kept, None
-            zeros = jnp.zeros_like(norms)
-            found = [gradient_norms(model), gradient_norms(updates)] if sized else [zeros, zeros]
-            return *kept, jnp.stack([norms, *found])
-
-        keep = lambda new, old: jnp.where(finite, new, old)
-        given = (state.model, state.opt, gradients)
+        sizes: Metrics = {}
         if layers:
             due = (state.step + 1) % layers == 0
-            model, opt, found = jax.lax.cond(due, partial(advance, sized=True), partial(advance, sized=False), *given)
-        else:
-            model, opt, found = advance(*given, sized=False)
+            measure = lambda: jnp.stack([gradient_norms(tree) for tree in (state.model, change())])
+            change = lambda: tx.update(gradients, state.opt, state.model)[0]  # pyright: ignore[reportArgumentType]
+            found = jax.lax.cond(due, measure, lambda: jnp.zeros((2, norms.size), norms.dtype))
+            sizes = {"layers": jnp.concatenate([norms[None], found])}
+            # What is measured is read before anything is written in its place: without this, XLA copies all of it.
+            finite &= ~(found[0, 0] < 0)
+        updates, opt = tx.update(gradients, state.opt, state.model)  # pyright: ignore[reportArgumentType]
+        model: Any = optax.apply_updates(state.model, updates)  # pyright: ignore[reportArgumentType]
+        keep = lambda new, old: jnp.where(finite, new, old)
+        model, opt = jax.tree.map(keep, (model, opt), (state.model, state.opt))
         sync_state = jax.tree.map(keep, sync_state, state.sync)
-        sizes = {} if found is None else {"layers": found}
     weight = jnp.maximum(sums["weight"], 1.0)
     means = {name: value / weight for name, value in sums.items() if name != "weight"}
     metrics = means | sizes | {"weight": sums["weight"], "grad_norm": norm, "norms": norms, "finite": finite}
