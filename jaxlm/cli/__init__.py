@@ -14,6 +14,7 @@ from jaxlm.cli.audit import Audit
 from jaxlm.cli.common import Refused
 from jaxlm.cli.data import Data
 from jaxlm.cli.drilling import Drill
+from jaxlm.cli.explain import Explain
 from jaxlm.cli.launching import LaunchJob
 from jaxlm.cli.machine import Doctor, Probe
 from jaxlm.cli.planning import MakePlan
@@ -30,6 +31,7 @@ Command = (
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Plot, subcommand("plot")]
     | Annotated[Generate, subcommand("generate")]
+    | Annotated[Explain, subcommand("explain")]
     | Annotated[LaunchJob, subcommand("launch")]
     | Annotated[Drill, subcommand("drill")]
     | Annotated[Audit, subcommand("audit")]

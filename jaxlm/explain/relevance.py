@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxlm.explain.subject import NOTHING, chosen, log_odds, shares
+from jaxlm.explain.subject import NOTHING, chosen, log_odds
 from jaxlm.model.attention_map import before_last, block_with_map, sees, trunk_with_maps
 from jaxlm.model.classifier import Classifier
 
@@ -71,7 +71,7 @@ def final(model: Classifier, batch: Batch) -> Final:
     x_BTD, last = before_last(model, x_BTD, batch["positions"], batch["segments"])
     sees_B1TS = sees(model, x_BTD, batch["segments"])
     x_BTD, maps_BNTS, _ = block_with_map(last, x_BTD, batch["positions"], sees_B1TS)
-    return Final(maps_BNTS, sees_B1TS, shares(model, model.norm(x_BTD), batch["segments"]))
+    return Final(maps_BNTS, sees_B1TS, model.shares(model.norm(x_BTD), batch["segments"]))
 
 
 def received(maps_BNTS: Float[Array, "B N T S"], queries_BT: Float[Array, "B T"]) -> Float[Array, "B S"]:
@@ -197,7 +197,7 @@ def every_layer(
 
     def score(x_BTD: jax.Array, added: jax.Array) -> tuple[jax.Array, Any]:
         out_BTD, maps = trunk_with_maps(model, x_BTD, batch["positions"], batch["segments"], added)
-        share_BT = shares(model, out_BTD, batch["segments"])
+        share_BT = model.shares(out_BTD, batch["segments"])
         logits_BC = model.classify(model.pool(out_BTD, batch["segments"]))
         odds_B = log_odds(logits_BC, jax.lax.stop_gradient(chosen(logits_BC, wanted_B)))
         return jnp.sum(odds_B), (maps, out_BTD, share_BT)

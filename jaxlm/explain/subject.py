@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxlm.explain.texts import Encoder, by_word, split
-from jaxlm.model.classifier import Classifier, pooling_weights
+from jaxlm.model.classifier import Classifier
 
 ROWS = 32
 """Rows of a batch: one shape for few compilations."""
@@ -103,12 +103,6 @@ def _jitted(score: TokenScores, options: tuple[tuple[str, Any], ...]) -> Callabl
 def _probabilities(model: Classifier, batch: dict[str, Any]) -> jax.Array:
     pooled_BD = model.represent(batch["tokens"], batch["positions"], batch["segments"])
     return jax.nn.softmax(model.classify(pooled_BD), axis=-1)
-
-
-def shares(model: Classifier, x_BTD: Float[Array, "B T D"], segments_BT: Int[Array, "B T"]) -> Float[Array, "B T"]:
-    """The share of each position in the vector that the classifier reads."""
-    own = getattr(model, "shares", None)
-    return pooling_weights(segments_BT, model.pooling) if own is None else own(x_BTD, segments_BT)
 
 
 def chosen(logits_BC: Float[Array, "B C"], classes_B: Int[Array, " B"]) -> Float[Array, "B C"]:

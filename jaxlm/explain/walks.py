@@ -11,7 +11,6 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import maximum_flow
 
 from jaxlm.explain.relevance import Batch
-from jaxlm.explain.subject import shares
 from jaxlm.model.attention_map import trunk_with_maps
 from jaxlm.model.classifier import Classifier
 
@@ -24,7 +23,7 @@ def mixed_maps(model: Classifier, batch: Batch) -> tuple[Float[Array, "L B T S"]
     the share of each position in what the classifier reads."""
     x_BTD = model.embed(batch["tokens"], batch["positions"])
     x_BTD, maps_LBNTS = trunk_with_maps(model, x_BTD, batch["positions"], batch["segments"])
-    return with_residual(jnp.mean(maps_LBNTS, axis=2)), shares(model, x_BTD, batch["segments"])
+    return with_residual(jnp.mean(maps_LBNTS, axis=2)), model.shares(x_BTD, batch["segments"])
 
 
 def with_residual(maps_LBTS: jax.Array) -> jax.Array:

@@ -1,0 +1,240 @@
+"""Table 6: how well do explanations of one classifier agree with people, and what are rules worth?
+
+Question: token IoU and AUPRC against HateXplain's rationales, AOPC comprehensiveness and sufficiency, of attention,
+          rollout, flow, Grad-CAM, gradients, LIME, SHAP, Anchors, ours, and a psi learned from people (a row of its
+          own); rules with bounds, against a bag-of-words list and a tree of equal size; speed; controls that fail.
+Cost:     about ten minutes on one core with a trained run; LIME, SHAP, Anchors and flow see `slow_rows` texts only.
+Run:      python -m experiments.table6_explainability --data DIR [--run RUN] [--test FILE] [--debiased RUN] [--json]
+Needs:    DIR with hatexplain.jsonl (it holds offensive language; none is printed). Without --run a classifier is
+          trained as `base` says. The extra `explain` for LIME, SHAP and Anchors: `--slow []` does without.
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import explained
+from experiments.entry import main
+from experiments.explained import Scored, Splits, against, gold_of, marked, paired, scored, table, target
+from experiments.explained_rules import before_and_after, rule_rows
+from experiments.report import Report, Row
+from jaxlm.explain import psi
+from jaxlm.explain.fidelity import above, agreement, best_threshold, rank_stability
+from jaxlm.explain.methods import METHODS, Method, randomised
+from jaxlm.explain.subject import HARMFUL, Subject, Words
+from jaxlm.explaining import open_subject
+
+PAPER = {
+    "vanilla attention": (0.43, 61.4),
+    "Grad-CAM": (0.47, 71.8),
+    "rollout": (0.48, 73.1),
+    "flow": (0.50, 75.2),
+    "gradient norm (LIT)": (0.49, 77.5),
+}
+"""Token IoU and satisfaction in percent."""
+
+FAST = (
+    "ours", "ours, last layer", "ours, not smoothed", "paper, identity", "paper, tanh", "vanilla attention", "rollout",
+    "Grad-CAM", "gradient norm (LIT)", "gradient x input", "integrated gradients", "attention x gradient",
+    "attention x gradient, rolled out", "random", "select all", "paper, literal", "shuffled attention",
+    "randomised weights",
+)  # fmt: skip
+
+FLOOR, SUPERVISED_FLOOR, SUPERVISED_IOU, HUMANS = 0.743, 0.846, 0.462, 0.52
+"""Of the full test set: bag of words, window regression on rationales (AUPRC, IoU), two people about each other."""
+
+NOT_COMPARABLE = (
+    "Why the paper's column is not comparable: it names neither data nor k for table 6, and two people who mark the "
+    "same text agree at a token IoU of about .52, so .61 without supervision needs one-word rationales or the gold "
+    "length as k, which nearly doubles every score. Satisfaction needs participants: none took part, so none is "
+    "printed; `jaxlm explain --study` exports the forms. A method whose scores tie gets half of 1 plus the share of "
+    "marked words as AUPRC by the trapezoid rule, so select all and the literal algorithm 3 show no skill by theirs."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Explanations of one classifier.
+
+    Attributes:
+        data: folder or file of HateXplain.
+        test: another file of the same format whose rows are judged in place of the test split.
+        run: directory of a trained classifier; null trains one as `base` says.
+        debiased: directory of a debiased run, whose rules are set beside those of `run`.
+        base: a file for `jaxlm train`, or its sections.
+        methods: fast methods, which see all rows.
+        slow: methods that ask the model hundreds of times per text.
+        slow_rows: texts that they see.
+        rows: at most this many test texts; 0: all.
+        mined: training texts that rules are mined on.
+        list_size: rules of a list, words of a tree.
+        floor: least corrected lower bound of a rule's precision.
+        lime_samples: of the comparison of speed.
+        epochs: of the supervised psi.
+    """
+
+    data: str | None = None
+    test: str | None = None
+    run: str | None = None
+    debiased: str | None = None
+    base: Any = "configs/hatexplain.yaml"
+    methods: list[str] = field(default_factory=lambda: list(FAST))
+    slow: list[str] = field(default_factory=lambda: ["flow", "LIME", "SHAP", "Anchors"])
+    slow_rows: int = 40
+    rows: int = 0
+    mined: int = 4000
+    list_size: int = 20
+    floor: float = 0.6
+    lime_samples: int = 1000
+    epochs: int = 8
+
+
+def measure(config: Config, out: Path) -> Report:
+    splits = explained.hatexplain(config.data, config.test)
+    methods = explained.named([*config.methods, *config.slow])
+    assert config.data is not None
+    opened = explained.classifier(config.run, config.base, config.data, out)
+    test, valid = marked(splits.test)[: config.rows or None], marked(splits.valid)[:600]
+    with opened.mesh():
+        subject = opened.subject
+        found = []
+        for method in [*methods, *explained.floors(splits.train)]:
+            print(f"scoring {method.name}", flush=True)
+            found.append(scored(method, subject, test, valid, faithful=("mask", "delete"), slow_rows=config.slow_rows))
+        supervised = learned(subject, splits, config)
+        found.append(scored(supervised, subject, test, valid, faithful=("mask", "delete")))
+        threshold = threshold_row(supervised, subject, test, valid)
+        of_rules, chosen, held = rule_rows(
+            subject, splits, test, most=config.mined, size=config.list_size, floor=config.floor
+        )
+        rows = [*quality(subject, splits), *comparison(found), *targets(found, threshold), *of_rules]
+        rows += [*controls(found, subject, test), *speed(subject, config)]
+    if config.debiased is not None:
+        other = open_subject(Path(config.debiased))
+        with other.mesh():
+            rows += before_and_after(chosen, held, other.subject)
+    details = {"methods": explained.facts(found)}
+    remarks = [table(found), NOT_COMPARABLE,
+               f"{len(test)} test texts with rationales; slow methods on the first {config.slow_rows} of them; k = 5 "
+               "and a share tuned on validation; all methods explain why a post is not called normal."]  # fmt: skip
+    return Report(title="Table 6: explanations of one classifier", rows=rows, remarks=remarks, details=details)
+
+
+def learned(subject: Subject, splits: Splits, config: Config) -> Method:
+    found = psi.learn(subject, splits.train, splits.valid, epochs=config.epochs, say=lambda s: print(s, flush=True))
+    return Method("psi learned from people", "supervised", lambda _, texts, classes: found.scores(texts))
+
+
+def threshold_row(method: Method, subject: Subject, test: Any, valid: Any) -> float:
+    """Mean token IoU of the supervised psi at the threshold that is best on validation."""
+    call = lambda rows: method(subject, [e.words for e in rows], np.full(len(rows), HARMFUL))
+    threshold = best_threshold(call(valid), gold_of(valid))
+    scores = call(test)
+    return agreement(scores, gold_of(test), [above(s, threshold) for s in scores]).iou
+
+
+def quality(subject: Subject, splits: Splits) -> list[Row]:
+    """The classifier itself: below the bag of words its explanations explain little."""
+    says = subject.predict([e.words for e in splits.test])
+    labels = np.array([e.label for e in splits.test])
+    f1 = []
+    for c in range(len(subject.classes)):
+        hits = np.sum((says == c) & (labels == c))
+        f1.append(2 * hits / max(1, np.sum(says == c) + np.sum(labels == c)))
+    return [target("classifier", "macro F1, test", float(np.mean(f1)), 0.649, "bag of words, full test set")]
+
+
+def comparison(found: list[Scored]) -> list[Row]:
+    rows = []
+    for s in found:
+        iou, satisfaction = PAPER.get(s.name, (None, None))
+        said = "" if satisfaction is None else f"paper's satisfaction {satisfaction} %: no participants here"
+        on = f"{s.kind}; {s.rows} texts"
+        rows.append(Row(what=s.name, quantity="token IoU, k = 5", paper=iou, measured=s.k5.iou, note=said or on))
+        rows.append(Row(what=s.name, quantity="AUPRC", measured=s.k5.auprc, note=on))
+    return rows
+
+
+def targets(found: list[Scored], threshold_iou: float) -> list[Row]:
+    """Smoothing over neighbours gains agreement with people, who mark runs of words, and loses faithfulness to the
+    model, which reads single ones: both readings of ours are judged, and which is which is said."""
+    by = {s.name: s for s in found}
+    ours, supervised = by["ours"], by["psi learned from people"]
+    others = [s for s in found if s.kind in ("baseline", "floor") and s.name != "select all"]
+    rows = [target("ours, unsupervised", "AUPRC", ours.k5.auprc, FLOOR)]
+    rows += [against(ours, other) for other in others]
+    rivals = [s for s in found if s.kind == "baseline" and s.faith and s.rows == ours.rows]
+    for how in ("mask", "delete"):
+        each = lambda s, how=how: s.faith[how].each_comprehensiveness
+        quantity = f"AOPC comprehensiveness difference ({how})"
+        for best in sorted(rivals, key=lambda s, how=how: -s.faith[how].comprehensiveness)[:1]:
+            for mine in (by["ours, not smoothed"], ours):
+                rows.append(paired(mine.name, best.name, quantity, each(mine), each(best), tied=True))
+    rows.append(target("psi learned from people", "AUPRC", supervised.k5.auprc, SUPERVISED_FLOOR))
+    note = "threshold from validation"
+    rows.append(target("psi learned from people", "mean token IoU", threshold_iou, SUPERVISED_IOU, note))
+    rows.append(target("psi learned from people", "mean token IoU", threshold_iou, HUMANS, "people about each other"))
+    return rows
+
+
+def controls(found: list[Scored], subject: Subject, test: Any) -> list[Row]:
+    by = {s.name: s for s in found}
+    rows: list[Row] = []
+    if "random" not in by:
+        return rows
+    controls = ("paper, literal", "shuffled attention", "randomised weights")
+    rows += [against(by[name], by["random"]) for name in controls if name in by]
+    texts = [e.words for e in test[:64]]
+    call = lambda s: METHODS["ours"](s, texts, np.full(len(texts), HARMFUL))
+    other = rank_stability(call(subject), call(randomised(subject)))
+    rows.append(
+        Row(what="ours", quantity="rank correlation with randomised weights", measured=other, note="1: no change")
+    )
+    again = rank_stability(call(subject), call(subject))
+    rows.append(Row(what="ours", quantity="rank correlation between two calls", measured=again))
+    return rows
+
+
+def speed(subject: Subject, config: Config) -> list[Row]:
+    """One text of as many tokens as a row holds, up to 128, one row per call."""
+    length = min(128, subject.encoder.longest)
+    words: Words = tuple(f"w{i}" for i in range(length))
+    single = Subject(subject.model, subject.encoder, subject.classes, rows=subject_rows())
+    classes = np.array([HARMFUL])
+
+    def median(call: Any, times: int = 15) -> float:
+        taken = []
+        for at in range(times + 2):
+            began = time.perf_counter()
+            call()
+            if at > 1:
+                taken.append(time.perf_counter() - began)
+        return float(np.median(taken))
+
+    forward = median(lambda: single.probabilities([words]))
+    rows = [Row(what=f"forward pass, {length} tokens", quantity="seconds", measured=forward)]
+    for name, most in (("ours, last layer", 2.0), ("ours", 4.0)):
+        taken = median(lambda name=name: METHODS[name](single, [words], classes))
+        ratio = taken / forward
+        note = f"{'met' if ratio < most else 'MISSED'}: target below {most:.0f}x a forward pass"
+        rows.append(Row(what=name, quantity="times a forward pass", measured=ratio, note=note))
+        if name == "ours" and "LIME" in config.slow:
+            from jaxlm.explain.libraries import lime
+
+            slow = median(lambda: lime(subject, words, HARMFUL, samples=config.lime_samples), times=1)
+            note = f"{'met' if slow / taken >= 50 else 'MISSED'}: target at least 50x; {config.lime_samples} samples"
+            rows.append(Row(what="LIME", quantity="times the seconds of ours", measured=slow / taken, note=note))
+    return rows
+
+
+def subject_rows() -> int:
+    """One row per device, so that a batch can be split over them."""
+    return jax.device_count()
+
+
+if __name__ == "__main__":
+    main("table6_explainability", __doc__, Config, measure)
