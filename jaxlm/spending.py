@@ -106,6 +106,8 @@ class Spending:
         if known.ledger is None:
             self._declare(ledger, run, query)
         found = ledger.spending()
+        if run.parent is not None:
+            say(f"privacy: what {run.parent.run} has learned is not covered; the run that trained it has to say")
         say(
             f"privacy: epsilon {ledger.budget.epsilon:g} at delta {ledger.budget.delta:g} for {UNIT}, "
             f"{found.epsilon:.4g} of it spent; noise {noise:g} x sensitivity {run.privacy.sensitivity:.4g}, each "

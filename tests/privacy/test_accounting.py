@@ -51,6 +51,7 @@ def test_exact_gaussian_and_pure_composition(vectors):
     assert rdp_epsilon(pure, 0.0, [math.inf]) == 3.0
 
 
+@pytest.mark.slow
 def test_mixed_mechanisms(vectors):
     row = vectors["heterogeneous"]
     spent = [

@@ -146,6 +146,7 @@ def test_a_run_stops_where_its_budget_ends_and_says_so(home, copied, capsys):
     assert found.log.budget.epsilon_of(found.log.budget.cost(query[0], steps + 1)) > 4.0
 
 
+@pytest.mark.slow
 def test_steps_taken_again_are_charged_again(home, copied):
     """A run that lost its newest checkpoint takes its steps again from other noise, and pays again."""
     shutil.rmtree(home / copied / "checkpoints" / "4")
@@ -181,6 +182,7 @@ def test_15_a_run_does_not_go_on_without_its_ledger(home, copied, capsys, what):
         assert replay_run(home / copied).faults
 
 
+@pytest.mark.slow
 def test_two_runs_share_a_budget(home, capsys):
     """What another query spent is missing to the run, and the replay of its log says that there were others."""
     path = home / "shared.ledger"
