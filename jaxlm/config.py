@@ -7,6 +7,7 @@ from pathlib import Path
 from jaxlm.checkpoints.schedule import CheckpointConfig
 from jaxlm.data.config import DataConfig
 from jaxlm.decode import ConfigError, Raw, decode, dotted, encode, override, read, suggest
+from jaxlm.fairness.config import FairnessConfig
 from jaxlm.governance.config import GovernanceConfig
 from jaxlm.model.classify import ClassifyConfig
 from jaxlm.model.config import PRESETS, ModelConfig
@@ -70,6 +71,7 @@ class Run:
         data: the text, its tokenizer and how documents become rows.
         model: the shape of the model.
         classify: learn to classify labelled texts instead of a language; null learns a language.
+        fairness: debias a classifier while it trains, and report its gaps; null does neither.
         optim: optimizer and learning-rate schedule.
         plan: what the planner may choose; empty fields are chosen for the devices found.
         train: length, batch and reporting.
@@ -85,6 +87,7 @@ class Run:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     classify: ClassifyConfig | None = None
+    fairness: FairnessConfig | None = None
     optim: Optimizer = field(default_factory=AdamW)
     plan: Search = field(default_factory=Search)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -96,6 +99,8 @@ class Run:
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"name={self.name!r} must be usable as a folder name")
+        if self.fairness is not None and self.classify is None:
+            raise ValueError("fairness debiases classifiers: add a section classify, or leave fairness out")
         if self.classify is not None:
             self._check_classify(self.classify)
         elif not self.model.causal:

@@ -17,6 +17,7 @@ from jaxlm.data.loader import Loader
 from jaxlm.data.prepare import prepare
 from jaxlm.data.progress import Progress
 from jaxlm.data.tokenizer import Tokenizer
+from jaxlm.fairness.text import OpposedClassifier, opposed, raked
 from jaxlm.model.classifier import Classifier
 from jaxlm.model.classify import classifying
 from jaxlm.model.config import ModelConfig
@@ -34,7 +35,7 @@ def classes_of(run: Run) -> int | None:
 
 def attributes_of(run: Run) -> tuple[str, ...]:
     """The attributes whose groups the rows of a run carry."""
-    return ()
+    return () if run.fairness is None else tuple(run.fairness.attribute)
 
 
 def model_of(run: Run, config: ModelConfig, execution: Execution, key: jax.Array) -> Trunk:
@@ -42,12 +43,16 @@ def model_of(run: Run, config: ModelConfig, execution: Execution, key: jax.Array
     how = run.classify
     if how is None:
         return Transformer(config, execution, key=key)
-    classes = len(CLASSES[how.dataset])
-    return Classifier(config, execution, classes=classes, pooling=how.pooling, rate=how.dropout, key=key)
+    head: Any = {"classes": len(CLASSES[how.dataset]), "pooling": how.pooling, "rate": how.dropout, "key": key}
+    if run.fairness is not None and run.fairness.weight:
+        return OpposedClassifier(config, execution, run.fairness, **head)
+    return Classifier(config, execution, **head)
 
 
 def objective_of(run: Run) -> Objective:
-    return next_token if run.classify is None else classifying(run.classify)
+    if run.classify is None:
+        return next_token
+    return classifying(run.classify) if run.fairness is None else opposed(run.classify, run.fairness)
 
 
 def tokenizer_at(run: Run, path: Any) -> Tokenizer | Vocabulary:
@@ -60,9 +65,12 @@ def corpus_of(run: Run, progress: Progress) -> AnyCorpus:
     if run.classify is None:
         return prepare(run.data, progress)
     path = run.data.tokenizer.path
-    return prepare_labelled(
-        run.classify.dataset, run.data, attributes_of(run), None if path is None else Vocabulary.load(path)
-    )
+    vocabulary = None if path is None else Vocabulary.load(path)
+    corpus = prepare_labelled(run.classify.dataset, run.data, attributes_of(run), vocabulary)
+    if run.fairness is not None and run.fairness.reweight:
+        training = corpus.split("train")
+        corpus.reweigh(raked(training.labels > 0, training.groups))
+    return corpus
 
 
 def loader_of(run: Run, corpus: AnyCorpus) -> AnyLoader:
@@ -86,6 +94,8 @@ def batch_kinds(run: Run, rows: tuple[int, ...]) -> dict[str, tuple[tuple[int, .
         "labels": (rows, jnp.int32),
         "weights": (rows, jnp.float32),
         "groups": ((*rows, groups), jnp.float32),
+        "group_weights": ((*rows, groups), jnp.float32),
+        "identity": (shape, jnp.float32),
     }
 
 
@@ -103,10 +113,8 @@ def begins_with(run: Run, corpus: AnyCorpus) -> Callable[[Any], Any]:
 def with_vectors(model: Classifier, corpus: LabelledCorpus) -> Classifier:
     """The model whose embeddings are word vectors of the corpus, of the size that random ones have; words without a
     vector keep their random one."""
-    from jaxlm.data.labelled.vectors import learn_vectors
-
     table = model.table[...]
-    vectors = learn_vectors(list(corpus.split("train").ids), corpus.tokenizer.vocab, model.config.embed)
+    vectors = corpus.vectors(model.config.embed)
     known = jax.device_put(jnp.asarray(vectors), table.sharding) if vectors.shape == table.shape else None
     if known is None:
         padded = jnp.zeros(table.shape, table.dtype).at[: vectors.shape[0]].set(vectors)

@@ -1,5 +1,6 @@
 """One pass through the training loop: what is done after each step, at its end, and when it is told to stop."""
 
+import dataclasses
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -7,6 +8,7 @@ from contextlib import ExitStack, closing
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxlm.auditing import Auditing, Unaudited
 from jaxlm.changing import Changes, Chooser
@@ -18,6 +20,7 @@ from jaxlm.collectives.replicas import Diverged, require_identical
 from jaxlm.data.corpus import Corpus, gzip_bits_per_byte
 from jaxlm.decode import encode
 from jaxlm.evaluation import sample
+from jaxlm.fairness.text import CELLS, Gaps
 from jaxlm.feedback import Feedback
 from jaxlm.files import room
 from jaxlm.folder import write_json
@@ -46,6 +49,13 @@ from jaxlm.watching import Fallback, note, react
 Say = Callable[[str], None]
 
 DONE, STOPPED, HALTED = 0, 3, 4
+
+
+def with_gaps(finished: Finished, gaps: Gaps) -> Finished:
+    """A finished step whose cells of groups and labels have become the gaps up to there."""
+    vectors = dict(finished.vectors)
+    found = gaps(np.asarray(vectors.pop(CELLS)) * finished.scalars["weight"])  # a step reports means per weight
+    return dataclasses.replace(finished, scalars={**finished.scalars, **found}, vectors=vectors)
 
 
 class Stopped(Exception):
@@ -106,9 +116,12 @@ class Training:
         chooser = self._chooser(done, compile_seconds, say)
         changes = None if chooser is None else Changes(chooser, self.now, self.corpus, loader, self.meshes, say)
 
+        gaps = None if run.fairness is None else Gaps(run.fairness)
         fallback = Fallback(say, known=fallen_back(state.sync))
 
         def report(finished: Finished) -> None:
+            if gaps is not None:
+                finished = with_gaps(finished, gaps)
             note(self.monitor, finished)
             fallback(finished)
             self.audit.observe(finished)

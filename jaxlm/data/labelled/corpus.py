@@ -1,5 +1,6 @@
 """A labelled data set as arrays: tokens, labels, groups and what people marked, by split."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -12,8 +13,9 @@ from jaxlm.data.config import DataConfig, DataError
 from jaxlm.data.labelled import civil_comments, hatexplain
 from jaxlm.data.labelled.civil_comments import read_civil_comments
 from jaxlm.data.labelled.hatexplain import read_hatexplain
-from jaxlm.data.labelled.lists import LISTS, membership
+from jaxlm.data.labelled.lists import LISTS, identity_terms, membership
 from jaxlm.data.labelled.rows import TEST, TRAIN, VALID, Labelled, Post
+from jaxlm.data.labelled.vectors import learn_vectors
 from jaxlm.data.labelled.vocabulary import Vocabulary
 
 Dataset = Literal["hatexplain", "civil_comments"]
@@ -35,6 +37,7 @@ class LabelledSplit:
         labels: int32 [rows].
         weights: float32 [rows].
         groups: float32 [rows, groups], 1 where a row is in a group; no columns where none were asked for.
+        identity: bool [vocab], the tokens that are words of a list.
     """
 
     name: str
@@ -43,6 +46,7 @@ class LabelledSplit:
     labels: np.ndarray
     weights: np.ndarray
     groups: np.ndarray
+    identity: np.ndarray
 
     def __len__(self) -> int:
         return len(self.posts)
@@ -51,8 +55,9 @@ class LabelledSplit:
         """A batch of these rows; -1 stands for none, a row of padding that weighs nothing.
 
         tokens, positions, segments [B, T] int32 (segments 1 on words, 0 on padding), rationales [B, T] float32 (1
-        where a person marked the word, 0 where not, NOBODY_ASKED else), labels [B] int32, weights [B] float32, groups
-        [B, groups] float32.
+        where a person marked the word, 0 where not, NOBODY_ASKED else), identity [B, T] float32 (1 on words of a
+        list), labels [B] int32, weights [B] float32, groups and group_weights [B, groups] float32 (under the latter
+        those in a group and those not in it count for half of the split each).
         """
         count = len(rows)
         batch = {
@@ -63,7 +68,11 @@ class LabelledSplit:
             "labels": np.zeros(count, np.int32),
             "weights": np.zeros(count, np.float32),
             "groups": np.zeros((count, self.groups.shape[1]), np.float32),
+            "group_weights": np.zeros((count, self.groups.shape[1]), np.float32),
+            "identity": np.zeros((count, sequence), np.float32),
         }
+        inside = np.maximum(self.groups.sum(0), 1.0)
+        outside = np.maximum(len(self) - inside, 1.0)
         for at, row in enumerate(int(row) for row in rows):
             if row < 0:
                 continue
@@ -72,6 +81,8 @@ class LabelledSplit:
             batch["segments"][at, : len(ids)] = 1
             if (marked := self.posts[row].rationale) is not None:
                 batch["rationales"][at, : len(ids)] = marked[: len(ids)]
+            batch["identity"][at, : len(ids)] = self.identity[ids]
+            batch["group_weights"][at] = np.where(self.groups[row] > 0, len(self) / inside, len(self) / outside) / 2
             for name, value in (("labels", self.labels), ("weights", self.weights), ("groups", self.groups)):
                 batch[name][at] = value[row]
         return batch
@@ -110,6 +121,7 @@ class LabelledCorpus:
         self.tokenizer = vocabulary
         self.groups = tuple(f"{a}/{g}" for a in self.attributes for g in LISTS[a])
         self.splits = {name: self._split(name) for name in (TRAIN, VALID, TEST) if data.split(name)}
+        self._vectors: dict[int, np.ndarray] = {}
         content = [(p.id, p.split, p.label, p.words, p.rationale) for p in data.posts]
         told = json.dumps([vocabulary.digest, self.attributes, content]).encode()
         self.digest = hashlib.sha256(told).hexdigest()
@@ -122,6 +134,16 @@ class LabelledCorpus:
         if name not in self.splits:
             raise DataError(f"these rows have no {name} split: they have {', '.join(self.splits)}")
         return self.splits[name]
+
+    def vectors(self, width: int) -> np.ndarray:
+        """Word vectors of the training rows, float32 [vocab, width]; learned once (see vectors.py)."""
+        if width not in self._vectors:
+            self._vectors[width] = learn_vectors(list(self.split(TRAIN).ids), self.tokenizer.vocab, width)
+        return self._vectors[width]
+
+    def reweigh(self, weights: np.ndarray) -> None:
+        """Gives the training rows these weights, float32 [rows]."""
+        self.splits[TRAIN] = dataclasses.replace(self.split(TRAIN), weights=weights)
 
     @property
     def held_out(self) -> LabelledSplit:
@@ -159,7 +181,16 @@ def split_of_posts(
         labels=np.array([post.label for post in posts], np.int32),
         weights=np.ones(len(posts), np.float32),
         groups=np.concatenate([np.zeros((len(posts), 0)), *masks], axis=1).astype(np.float32),
+        identity=listed_tokens(vocabulary),
     )
+
+
+def listed_tokens(vocabulary: Vocabulary) -> np.ndarray:
+    """bool [vocab]: whether a token is a word of any list."""
+    mine = identity_terms()
+    found = np.zeros(vocabulary.vocab, bool)
+    found[: len(vocabulary.words)] = [word in mine for word in vocabulary.words]
+    return found
 
 
 def read_labelled(dataset: Dataset, path: str) -> Labelled:
