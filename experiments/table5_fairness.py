@@ -81,8 +81,9 @@ Found = dict[str, dict[str, np.ndarray]]
 """By method: `rows` [N, C] probabilities, `hatecheck` [M] and `test` [K, C], both means over folds."""
 
 
-def cross_fit(config: Config, data: Labelled, others: dict[str, list[Post]]) -> Found:
-    """Probabilities of every row by a model that never saw it, and of other texts by all of them."""
+def cross_fit(config: Config, data: Labelled, others: dict[str, list[Post]], out: Path) -> Found:
+    """Probabilities of every row by a model that never saw it, and of other texts by all of them; what there is after
+    each fold lies in `out`."""
     random = np.random.default_rng(config.seed)
     fold = random.permutation(len(data.posts)) % config.folds
     learners = {name: Learner(config.run, method, config.epochs) for name, method in config.methods.items()}
@@ -90,7 +91,7 @@ def cross_fit(config: Config, data: Labelled, others: dict[str, list[Post]]) -> 
     attributes = tuple(config.run.fairness.attribute)
     classes = len(data.classes)
     found: Found = {
-        name: {"rows": np.zeros((len(data.posts), classes))}
+        name: {"rows": np.full((len(data.posts), classes), np.nan)}
         | {other: np.zeros((len(posts), classes)) for other, posts in others.items()}
         for name in learners
     }
@@ -114,7 +115,17 @@ def cross_fit(config: Config, data: Labelled, others: dict[str, list[Post]]) -> 
             for other, chances in zip(others, made[1:], strict=True):
                 found[name][other] += chances / config.folds
             print(f"fold {k + 1}/{config.folds}, {name}: {time.monotonic() - began:.0f} s", flush=True)
+        save(out, found)
     return found
+
+
+def save(out: Path, found: Found) -> None:
+    """Leaves the probabilities in `out`, for `scores` of a later call."""
+    out.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {
+        f"{method}/{part}": array for method, parts in found.items() for part, array in parts.items()
+    }
+    np.savez_compressed(out / "scores.npz", **arrays)
 
 
 def earlier(folders: tuple[str, ...]) -> Found:
@@ -144,17 +155,17 @@ def execute(config: Config, out: Path) -> Report:
         others["test"] = read_labelled(config.run.classify.dataset, config.test).split(TEST)
     known = earlier(config.scores)
     todo = {name: method for name, method in config.methods.items() if name not in known}
-    fresh = cross_fit(dataclasses.replace(config, methods=todo), data, others) if todo else {}
+    fresh = cross_fit(dataclasses.replace(config, methods=todo), data, others, out) if todo else {}
     found = {name: fresh[name] if name in fresh else known[name] for name in config.methods}
-    out.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(out / "scores.npz", **{f"{n}/{k}": a for n, parts in found.items() for k, a in parts.items()})
+    save(out, found)
     return reported(config, data, others, found)
 
 
 def reported(config: Config, data: Labelled, others: dict[str, list[Post]], found: Found) -> Report:
     """The table, from the probabilities."""
     assert config.run.fairness is not None
-    posts = data.posts
+    scored = np.all([~np.isnan(parts["rows"][:, 0]) for parts in found.values()], axis=0)
+    posts = [post for post, there in zip(data.posts, scored, strict=True) if there]
     labels = np.array([p.label for p in posts])
     harmful = labels > 0
     test = np.array([p.split == TEST for p in posts])
@@ -164,7 +175,7 @@ def reported(config: Config, data: Labelled, others: dict[str, list[Post]], foun
     base: dict[str, float] = {}
     verdicts: list[str] = []
     for name, parts in found.items():
-        chances = parts["rows"]
+        chances = parts["rows"][scored]
         scores = 1.0 - chances[:, 0]
         overall, figures = auc(harmful, scores), {}
         base.setdefault("auc", overall)
@@ -207,9 +218,10 @@ def reported(config: Config, data: Labelled, others: dict[str, list[Post]], foun
         if len(verdicts) or name != next(iter(found)):
             verdicts.append(verdict(name, figures, base, overall, report.mean("bpsn"), report.bpsn[worst]))
     remarks = [
-        f"{data.name} ({data.licence}), {len(posts):,} rows, {config.folds} folds, a seed per fold ({config.seed} and "
-        "on). Groups are word lists, and are called so. Attribute used at prediction time: no, by any row; the models "
-        "read the text, and the last two do not read the words of the lists.",
+        f"{data.name} ({data.licence}), {len(posts):,} of {len(data.posts):,} rows scored in {config.folds} folds, "
+        f"seeds {config.seed} to {config.seed + config.folds - 1}. It stands in for Jigsaw, whose rows are not "
+        "redistributable. Groups are word lists, and are called so. Attribute used at prediction time: no, by any "
+        "method; models read the text, and those whose identity words are hidden do not read the words of the lists.",
         "Published BPSN figures are of a bag of words with other lists on the official test split: anchors, not the "
         "same quantity. Equalized odds and calibration cannot both hold where groups' base rates differ.",
         *verdicts,
