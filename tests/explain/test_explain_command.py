@@ -12,6 +12,8 @@ from jaxlm.cli import main
 from jaxlm.data.labelled.hatexplain import CLASSES
 from tests.explain.tiny import QUIET, TROUBLE
 
+pytestmark = pytest.mark.slow  # trains a run
+
 
 def rows(count: int, split: str, seed: int) -> list[dict[str, Any]]:
     """Invented posts in HateXplain's format: a word of trouble makes a post offensive."""

@@ -64,6 +64,7 @@ def test_randomised_weights_drop_to_the_random_floor():
     assert ours.auprc > mean + 0.25
 
 
+@pytest.mark.slow
 def test_every_fast_method_gives_one_finite_score_per_word():
     for name in FAST:
         scores = METHODS[name](subject(), WORDS[:16], np.ones(16, int))
