@@ -20,7 +20,8 @@ class Rotate(Common):
     """Replace this account's keys of logs and checkpoints; the old ones sign the new ones into the logs of these runs.
 
     Runs that are not named are handed over when they are opened next. Give the new key (`jaxlm audit key`) to whoever
-    verifies: a stolen old one can still sign a log as it was before.
+    verifies: a stolen old one can still sign a log as it was before. Witnesses follow no handover by themselves: start
+    them again with the new key as --node, or they refuse the log from then on.
 
     Example: jaxlm audit rotate runs/quickstart
     """
