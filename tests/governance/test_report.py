@@ -36,7 +36,6 @@ def logged(run: Path, keys: Keys) -> Path:  # noqa: F811
         for step in range(1, 7):
             trail.record("train.step", {"step": step, "loss": 5.0 / step, "batch": "00"})
         trail.record("policy.verdict", {"rule": EVIL, "policy": EVIL, "action": "halt", "why": {EVIL: [EVIL]}})
-        trail.record("dp.charge", {"mechanism": {"kind": EVIL}, "epsilon": EVIL, "state": "spent"})
         trail.record("eval", {"step": 6, "loss": 1.0})
     with Trail(run / "audit", "readers", keys=keys) as trail:
         trail.record("access", {"command": EVIL, "account": EVIL})
@@ -110,6 +109,7 @@ def test_what_somebody_wrote_into_the_log_stays_text(
 ):
     with Trail(logged / "audit", keys=keys) as trail:
         trail.record("policy.load", {"policy": EVIL, "before": EVIL})
+        trail.record("dp.charge", {"mechanism": {"kind": EVIL}, "epsilon": EVIL, "state": "spent"})
         trail.record("policy.approval", {"verdict": 10, "decision": EVIL, "note": EVIL})
     found = facts(logged, Trust())
     text = page(found)
