@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxlm.data.config import DataConfig, DataError
 from jaxlm.data.sources import BY_DOCUMENT, TEST, TRAIN, VALID, Corrupt, Source, find_sources, read
+from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.decode import ConfigError
 from jaxlm.files import write_whole
 
@@ -103,6 +104,8 @@ def translate(run: Path, test: Sentences, folder: Path) -> Translated:
 
     trained = open_trained(run, None)
     tokenizer, length = trained.tokenizer, trained.run.data.sequence
+    if not isinstance(tokenizer, Tokenizer):
+        raise DataError(f"{run} is a run of a classifier, which translates nothing")
     encoded = tokenizer.encode_many(test.sources)
     prompts = [[tokenizer.bos, *ids.tolist(), tokenizer.bos] for ids in encoded]
     longest = max(range(len(prompts)), key=lambda number: len(prompts[number]))

@@ -2,7 +2,8 @@
 
 Values and weights travel as e4m3 (three bits of mantissa, largest 448), gradients as e5m2 (two bits, largest 57,344),
 as in https://arxiv.org/abs/2209.05433. A tensor's scale is its largest magnitude in this very step, so nothing has to
-be remembered from step to step or saved in a checkpoint; the price is one more pass over each operand. Sums are float32.
+be remembered from step to step or saved in a checkpoint; the price is one more pass over each operand. Sums are
+float32.
 """
 
 import functools

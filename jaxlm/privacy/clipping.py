@@ -33,7 +33,7 @@ def clipped_sums(
         PrivacyError: the extra is not installed, or gives no such guarantee.
     """
     try:
-        from jax_privacy import clipping
+        from jax_privacy import clipping  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("jax_privacy"):
             raise
