@@ -1,5 +1,7 @@
 """`jaxlm train --cluster`: a run is planned with a cluster file where it is named, and only for its own devices."""
 
+import pytest
+
 from tests.cli.programs import finish, start, write_config
 
 FILE = """\
@@ -10,6 +12,7 @@ tiers: [{name: bus, devices: %d, bandwidth: 1.0e+9}]
 """
 
 
+@pytest.mark.slow
 def test_a_run_is_planned_with_the_cluster_file_it_is_given_and_refuses_another_machines(tmp_path):
     config, file = write_config(tmp_path), tmp_path / "here.yaml"
     file.write_text(FILE % (2, 2))

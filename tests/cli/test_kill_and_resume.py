@@ -43,7 +43,10 @@ def test_a_run_prints_its_plan_its_kernel_and_the_next_commands(undisturbed):
     assert made >= {"config.yaml", "plan.json", "plan.txt", "checkpoints", "tokenizer.model", "loss.png", "tensorboard"}
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+SLOW_INTERRUPT = pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), SLOW_INTERRUPT])
 def test_a_run_ended_by_a_signal_resumes_bit_identically(undisturbed, number, code):
     config, home, _ = undisturbed
     name = number.name.lower()

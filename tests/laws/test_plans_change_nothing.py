@@ -48,7 +48,7 @@ def test_loss_and_gradients_of_a_gpt2_equal_one_device(mesh):
     assert_same(got, reference(GPT2))
 
 
-@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize("config", [LLAMA, pytest.param(GPT2, marks=pytest.mark.slow)], ids=["llama", "gpt2"])
 def test_packed_documents_train_as_if_each_were_alone(config):
     batch = packed_batch(seed=1)
     alone = {name: [] for name in batch}

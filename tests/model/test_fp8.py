@@ -62,7 +62,7 @@ def test_a_product_and_its_gradients_are_near_those_of_float32():
 
 
 def losses(products: str, steps: int) -> list[float]:
-    config = ModelConfig(layers=2, embed=64, heads=4, mlp=128, vocab=64, positions=32, products=products)  # pyright: ignore[reportArgumentType]
+    config = ModelConfig(layers=1, embed=64, heads=4, mlp=128, vocab=64, positions=32, products=products)  # pyright: ignore[reportArgumentType]
     model = Transformer(config, Execution(), key=KEYS[2])
     tx = optax.adam(3e-3)
     start = jax.random.randint(KEYS[3], (8, 1), 0, 64)
