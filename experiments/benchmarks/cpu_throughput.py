@@ -96,7 +96,7 @@ def execute(config: Config, out: Path) -> Report:
 
 RUN = """\
 name: host
-data: {{path: {texts}, cache: {cache}, sequence: 32, validation_fraction: 0.2, tokenizer: {{vocab: 300}}}}
+data: {{path: {texts}, cache: {cache}, sequence: 32, validation_fraction: 0.2, tokenizer: {{vocab: 340}}}}
 model: {{layers: 1, embed: 32, heads: 2, mlp: 64}}
 optim: {{lr: 1e-3, warmup: 1}}
 train: {{steps: {steps}, batch: 16, log_every: {window}}}
@@ -119,7 +119,7 @@ def overhead(steps: int) -> dict[str, float]:
         (home / "texts").mkdir()
         rng = np.random.default_rng(0)
         for number in range(12):
-            words = [f"w{i}" for i in rng.integers(0, 60, 4000)]
+            words = [f"{i:x}" for i in rng.integers(0, 5000, 4000)]
             (home / "texts" / f"{number}.txt").write_text(" ".join(words))
         config = home / "host.yaml"
         config.write_text(
