@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import numpy as np
 from experiments.entry import main
 from experiments.report import Report, Row
 from experiments.throughput.contest import How, contest, rows
+from experiments.throughput.pace import paced
 from experiments.throughput.suite import CPU, pick
 from jaxlm.decode import ConfigError
 
@@ -62,10 +62,7 @@ class Config:
 
 
 def execute(config: Config, out: Path) -> Report:
-    try:
-        entries = pick(CPU, config.entries)
-    except ValueError as error:
-        raise ConfigError(f"entries: {error}") from None
+    entries = pick(CPU, config.entries)
     if jax.default_backend() != "cpu":
         raise ConfigError("this benchmark is for processors: start it with JAX_PLATFORMS=cpu")
     how = How(
@@ -104,8 +101,7 @@ checkpoint: {{every_steps: {never}}}
 """
 
 ALONE = """
-import json, sys, time
-import jax
+import json, sys
 from experiments.benchmarks.cpu_throughput import alone
 print(json.dumps(alone(sys.argv[1], int(sys.argv[2]))))
 """
@@ -162,16 +158,7 @@ def alone(run: str, steps: int) -> float:
             RandomTokens(model.vocab, configured.data.sequence), plan.batch.accumulation, plan.batch.microbatch
         )
         tokens = feed[0]
-        step, state = session.compile_step(tokens), session.fresh()
-        times, waiting, last = [], None, time.perf_counter()
-        for _ in range(steps):
-            state, metrics = step(state, tokens)
-            if waiting is not None:
-                waiting.block_until_ready()
-                now = time.perf_counter()
-                times.append(now - last)
-                last = now
-            waiting = metrics["loss"]
+        _, times = paced(session.compile_step(tokens), session.fresh(), tokens, steps)
     windows = [statistics.fmean(times[at : at + WINDOW]) for at in range(WINDOW, steps - WINDOW, WINDOW)]
     return 1e3 * statistics.median(windows)
 

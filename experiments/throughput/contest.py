@@ -2,6 +2,7 @@
 
 import dataclasses
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,6 @@ def _losses(values: Sequence[float]) -> str:
 
 def _first_step(entry: Entry, how: How, cache: str, say: Callable[[str], None]) -> float:
     """Seconds from starting a process to the end of its first step."""
-    import time
-
     began = time.perf_counter()
     with running("ours") as ours:
         ours.start(entry, first_moment=how.first_moment, cache=cache)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.throughput.kernels import Kernel, busiest
+from experiments.throughput.pace import paced
 from experiments.throughput.suite import Entry
 from experiments.weight_gradient import RandomTokens
 from jaxlm.session import Session, local_machine, numerics, resolve, workload_of
@@ -72,19 +73,8 @@ class Ours:
 
     def steps(self, count: int) -> list[float]:
         """Seconds of each of `count` steps, one step in flight as in training."""
-        seconds, waiting = [], None
-        last = time.perf_counter()
         with jax.set_mesh(self.session.mesh):
-            for _ in range(count):
-                self.state, metrics = self.step(self.state, self.tokens)
-                if waiting is not None:
-                    waiting.block_until_ready()
-                    now = time.perf_counter()
-                    seconds.append(now - last)
-                    last = now
-                waiting = metrics["loss"]
-            jax.block_until_ready(self.state)
-        seconds.append(time.perf_counter() - last)
+            self.state, seconds = paced(self.step, self.state, self.tokens, count)
         return seconds
 
     def losses(self, count: int) -> list[float]:

@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 from jaxlm.config import Run
-from jaxlm.decode import decode
+from jaxlm.decode import ConfigError, decode
 from jaxlm.model.config import PRESETS
 
 PEAK = 989.5e12
@@ -152,10 +152,10 @@ TINY = (
 
 
 def pick(entries: tuple[Entry, ...], names: str) -> list[Entry]:
-    """Those of `entries` that `names` lists, apart by commas; all of them where it is empty. Raises ValueError for a
+    """Those of `entries` that `names` lists, apart by commas; all of them where it is empty. Raises ConfigError for a
     name that none has."""
     known = {entry.name: entry for entry in entries}
     wanted = [name.strip() for name in names.split(",") if name.strip()] or list(known)
     if unknown := [name for name in wanted if name not in known]:
-        raise ValueError(f"no such entry: {', '.join(unknown)}; there are {', '.join(known)}")
+        raise ConfigError(f"entries: no such entry: {', '.join(unknown)}; there are {', '.join(known)}")
     return [known[name] for name in wanted]

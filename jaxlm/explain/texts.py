@@ -3,6 +3,7 @@
 Axes: W words of a text, T tokens, B rows.
 """
 
+import abc
 import bisect
 import re
 from collections.abc import Iterator, Sequence
@@ -55,7 +56,7 @@ def spans(marks: Sequence[bool] | np.ndarray) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
 
-class Encoder:
+class Encoder(abc.ABC):
     """Words to rows of tokens, by what the model was trained with.
 
     Attributes:
@@ -67,9 +68,9 @@ class Encoder:
     longest: int
     mask: int | None = None
 
+    @abc.abstractmethod
     def encode(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Token ids int32 [T] and the word that owns each token, or NOBODY."""
-        raise NotImplementedError
 
     def batches(self, texts: Sequence[Sequence[str]], rows: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
         """Texts of like length together: their places in `texts` [n], and a batch of `rows` rows, of which the first n

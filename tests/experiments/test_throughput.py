@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from experiments.benchmarks.gpu_throughput import Config, execute
 from experiments.entry import CONFIGS
 from experiments.throughput.contest import rows
 from experiments.throughput.kernels import bound, rank
+from experiments.throughput.pace import paced
 from experiments.throughput.sides import Pairs, SideError, blocks, interval, running
 from experiments.throughput.suite import CPU, SUITE, TINY, pick
 from jaxlm.decode import ConfigError, decode, read
@@ -125,7 +127,7 @@ def test_the_suite_has_the_published_shapes():
 
 def test_an_entry_that_is_not_there_is_named():
     assert [entry.name for entry in pick(SUITE, "C, A")] == ["C", "A"]
-    with pytest.raises(ValueError, match="no such entry: F; there are A, B, C, D, E"):
+    with pytest.raises(ConfigError, match="entries: no such entry: F; there are A, B, C, D, E"):
         pick(SUITE, "F")
 
 
@@ -137,15 +139,20 @@ def test_a_side_says_what_went_wrong_and_goes_on():
             side.ask("rest")
 
 
-def test_a_side_without_torch_is_told_from_one_that_fails():
-    with running("torch", environment={"PYTHONPATH": "/nowhere"}) as side:
-        try:
-            import torch  # noqa: F401  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            with pytest.raises(SideError, match="torch: ModuleNotFoundError: No module named 'torch'"):
-                side.start(TINY[0])
-        else:
-            pytest.skip("torch is installed")
+def test_a_side_without_torch_is_told_from_one_that_fails(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")")
+    with (
+        running("torch", environment={"PYTHONPATH": str(tmp_path)}) as side,
+        pytest.raises(SideError, match="torch: ModuleNotFoundError: No module named 'torch'"),
+    ):
+        side.start(TINY[0])
+
+
+def test_each_step_is_timed_and_none_is_lost():
+    state, seconds = paced(lambda state, batch: (state + batch, {"loss": state}), jnp.zeros(()), jnp.ones(()), 5)
+    assert float(state) == 5.0
+    assert len(seconds) == 5
+    assert min(seconds) > 0.0
 
 
 def test_rows_say_what_was_asked_for_and_whether_it_was_met():
