@@ -19,9 +19,9 @@ from planners.prices.assumptions import Assumptions
 from planners.prices.cost import price
 from planners.prices.recompute import Keeping, keeping
 from planners.programs.compiled import Compiled
-from planners.remat.policy import Mix, Policy, Run
+from planners.remat.policy import Mix, Policy
 from planners.search import plan
-from planners.space.mixes import Blocks, Ends, Phases, between, ends_of, nothing_again, policy, problem, solver
+from planners.space.mixes import Blocks, Ends, Phases, between, ends_of, problem, solver
 from planners.suggestions import suggest
 from planners.wishes import Search
 
@@ -97,9 +97,12 @@ class Subject:
         return {name: found | {"beyond": add[name]} for name, found in parts.items()}
 
     @cached_property
+    def blocks(self) -> Blocks:
+        return Blocks(self.workload, self.cluster.device, Search(offload=self.offload), Assumptions())
+
+    @cached_property
     def policies(self) -> list[Policy]:
-        search = Search(offload=self.offload)
-        return Blocks(self.workload, self.cluster.device, search, Assumptions()).policies(self.case.sizes, self.ends)
+        return self.blocks.policies(self.case.sizes, self.ends)
 
     def learned(self, none: Compiled, full: Compiled) -> "Subject":
         """The same, once both ends have been compiled."""
@@ -122,13 +125,7 @@ class Subject:
 
     def of(self, segments: Sequence[Segment]) -> Mix:
         """Given segments as a mix, priced."""
-        runs = tuple(Run(0, self._policy(segment), segment.layers) for segment in segments)
-        return Mix(
-            runs=runs,
-            seconds=sum(run.layers * run.policy.seconds for run in runs),
-            peak=self.ends.peak(runs),
-            flops=sum(run.layers * run.policy.flops for run in runs),
-        )
+        return self.blocks.of(segments, self.case.sizes, self.ends)
 
     def uniform(self, name: str) -> Mix:
         """One of the NAMED policies, or `none`, for all layers."""
@@ -152,12 +149,6 @@ class Subject:
 
     def _kept(self, names: Sequence[str]) -> Keeping:
         return keeping(self.workload, names, self.cluster.device, self.case.sizes, Assumptions())
-
-    def _policy(self, segment: Segment) -> Policy:
-        known = next((p for p in self.policies if (p.save, p.offload) == (segment.save, segment.offload)), None)
-        if segment.save is None:
-            return nothing_again(self.ends)
-        return known or policy(self._kept(segment.save), self._kept(()).seconds, self.ends)
 
     def _flops(self, each: Policy, *, causal: bool) -> float:
         """Extra FLOPs of one layer for the sequences of one device."""

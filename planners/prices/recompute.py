@@ -18,6 +18,7 @@ from planners.prices.assumptions import Assumptions
 from planners.prices.compute import matmul_seconds, memory_seconds, rate
 from planners.prices.footprint import shard_bytes
 from planners.remat.block import Block
+from planners.remat.host import Host, splits
 from planners.work import Work
 
 
@@ -31,6 +32,8 @@ class Keeping:
         seconds: of computing the rest again.
         flops: of computing the rest again, all devices together; attention counted in full.
         attention: those of them that are attention's, half of which a causal mask hides.
+        offload: names of the values that wait in host memory instead; `away` their bytes.
+        waiting: seconds of waiting for their copies.
     """
 
     save: tuple[str, ...]
@@ -38,6 +41,9 @@ class Keeping:
     seconds: float
     flops: float
     attention: float = 0.0
+    offload: tuple[str, ...] = ()
+    away: float = 0.0
+    waiting: float = 0.0
 
 
 def keepings(workload: Workload, device: Device, mesh: Mapping[str, int], a: Assumptions) -> tuple[Keeping, ...]:
@@ -48,18 +54,40 @@ def keepings(workload: Workload, device: Device, mesh: Mapping[str, int], a: Ass
     return tuple(_kept(block, kept, again) for kept, again in zip(front, block.reruns(front), strict=True))
 
 
+def hosted(
+    workload: Workload, device: Device, mesh: Mapping[str, int], a: Assumptions, host: Host
+) -> tuple[Keeping, ...]:
+    """The ways that leave some values to the host and that no other such way beats; seconds of `host` are those of one
+    sequence."""
+    block = _block(workload, device, mesh, a)
+    return tuple(
+        _away(_kept(block, each.device, each.again), block, each.away, each.waiting) for each in splits(block, host)
+    )
+
+
 def keeping(
-    workload: Workload, save: Sequence[str], device: Device, mesh: Mapping[str, int], a: Assumptions
+    workload: Workload,
+    save: Sequence[str],
+    device: Device,
+    mesh: Mapping[str, int],
+    a: Assumptions,
+    *,
+    offload: Sequence[str] = (),
+    host: Host | None = None,
 ) -> Keeping:
-    """One given way. Raises PlanError for a name that the blocks do not have."""
+    """One given way; without a `host` its copies cost no time. Raises PlanError for a name that the blocks do not
+    have."""
     known = {tensor.name: tensor for tensor in workload.values}
-    if unknown := sorted(set(save) - set(known)):
+    if unknown := sorted({*save, *offload} - set(known)):
         raise PlanError(
             f"remat keeps {', '.join(unknown)}, which {workload.name} does not name; it names {sorted(known)}"
         )
     block = _block(workload, device, mesh, a)
-    kept = block.chosen([name for name in save if name in block.names])
-    found = _kept(block, kept[0], block.reruns(kept)[0])
+    kept, away = (block.chosen([name for name in names if name in block.names]) for names in (save, offload))
+    found = _kept(block, kept[0], block.reruns(kept | away)[0])
+    if offload:
+        waiting = 0.0 if host is None else float(host.waiting(away @ block.sizes)[0])
+        found = _away(found, block, away[0], waiting)
     # Values whose keeping spares nothing take room all the same.
     size = sum(float(shard_bytes(known[name], rules(mesh).activations, dict(mesh))) for name in save)
     return dataclasses.replace(found, save=tuple(save), bytes=size)
@@ -86,8 +114,18 @@ def _kept(block: Block, kept: np.ndarray, again: np.ndarray) -> Keeping:
     )
 
 
+def _away(kept: Keeping, block: Block, away: np.ndarray, waiting: float) -> Keeping:
+    return dataclasses.replace(
+        kept,
+        offload=tuple(name for name, leaves in zip(block.names, away, strict=True) if leaves),
+        away=float(away @ block.sizes),
+        waiting=waiting,
+    )
+
+
 def hull(found: Sequence[Keeping]) -> tuple[Keeping, ...]:
-    """Those on the lower convex hull of bytes and seconds: a mix of two of them beats all others, but for rounding."""
+    """Those on the lower convex hull of bytes and seconds, waiting included: a mix of two of them beats all others, but
+    for rounding. `found`: fewest bytes first."""
     kept: list[Keeping] = []
     for each in found:
         while len(kept) > 1 and _above(kept[-2], kept[-1], each):
@@ -97,8 +135,8 @@ def hull(found: Sequence[Keeping]) -> tuple[Keeping, ...]:
 
 
 def _above(left: Keeping, middle: Keeping, right: Keeping) -> bool:
-    rise = (middle.seconds - left.seconds) * (right.bytes - left.bytes)
-    return rise >= (right.seconds - left.seconds) * (middle.bytes - left.bytes)
+    first, second, third = (each.seconds + each.waiting for each in (left, middle, right))
+    return (second - first) * (right.bytes - left.bytes) >= (third - first) * (middle.bytes - left.bytes)
 
 
 def _seconds(

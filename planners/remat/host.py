@@ -6,14 +6,11 @@ device the best set for the host is found by trying: every pair of disjoint sets
 only splits of the sets that are best without a host.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from planners.plan import Operation, Tensor, Workload
 from planners.remat.block import Block, unbeaten
-from planners.remat.policy import Policy
 
 EXACT = 12
 """Names of which every split over device, host and recomputation is tried: 531,441 of them."""
@@ -39,31 +36,32 @@ class Host:
         return np.maximum(copy - self.forward, 0.0) + np.maximum(copy - self.backward, 0.0)
 
 
-def policies(
-    workload: Workload, size: Callable[[Tensor], float], seconds: Callable[[Operation], float], host: Host
-) -> tuple[Policy, ...]:
-    """What a layer may do with a host beside it, that is not done better without: see `block.policies`."""
-    block, carry = Block.of(workload, size, seconds), size(workload.carry)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Split:
+    """One way to keep a block's values: on the device ([name]), on the host ([name]), and which operations
+    ([operation]) run once more for the rest; `waiting`: seconds that the layer waits for its copies."""
+
+    device: np.ndarray
+    away: np.ndarray
+    again: np.ndarray
+    waiting: float
+
+
+def splits(block: Block, host: Host) -> list[Split]:
+    """The ways with anything on the host that no other beats in bytes on the device and seconds, fewest bytes first."""
     device, away = _splits(block)
     again = block.reruns(device | away)
-    held, cost = device @ block.sizes, again @ block.seconds + host.waiting(away @ block.sizes)
-    flops, found = np.array([operation.flops for operation in block.operations]), []
-    for row in unbeaten(held, cost, away.sum(axis=1) * len(block.names) + device.sum(axis=1)):
-        if not away[row].any():
-            continue
-        save, offload = (tuple(n for n, x in zip(block.names, rows[row], strict=True) if x) for rows in (device, away))
-        found.append(
-            Policy(
-                name=f"{'+'.join(save) or 'full'}, host {'+'.join(offload)}",
-                save=save,
-                offload=offload,
-                kept=carry + float(held[row]),
-                transient=0.0,
-                seconds=float(cost[row]),
-                flops=float(again[row] @ flops),
-            )
-        )
-    return tuple(found)
+    waiting = host.waiting(away @ block.sizes)
+    rows = unbeaten(
+        device @ block.sizes,
+        again @ block.seconds + waiting,
+        away.sum(axis=1) * len(block.names) + device.sum(axis=1),
+    )
+    return [
+        Split(device=device[row], away=away[row], again=again[row], waiting=float(waiting[row]))
+        for row in rows
+        if away[row].any()
+    ]
 
 
 def _splits(block: Block) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,8 @@ from planners.plan import PlanError, Prediction, Segment, Workload, structure
 from planners.prices.assumptions import Assumptions
 from planners.prices.cost import Prices, price
 from planners.prices.device_memory import footprint_of, phase_memory
-from planners.prices.recompute import Keeping, hull, keeping, keepings
+from planners.prices.recompute import Keeping, hosted, hull, keeping, keepings
+from planners.remat.host import Host
 from planners.remat.policy import Around, Mix, Policy, Problem, Run
 from planners.remat.solvers import SOLVERS
 from planners.space.choices import Choices
@@ -57,6 +58,7 @@ class Ends:
         layers: of one device.
         carry: bytes of one layer's input.
         sequences: of one device, per microbatch.
+        microbatches: of a step.
         in_flight: microbatches whose activations one device holds at once; `carry` is that of all of them.
         phases: of both ends, bytes by phase and part; empty for CPUs and pipelines, whose phases are not known.
     """
@@ -67,6 +69,7 @@ class Ends:
     carry: float
     sequences: int
     in_flight: int = 1
+    microbatches: int = 1
     phases: Mapping[str, Phases] = field(default_factory=dict)
 
     @property
@@ -229,12 +232,23 @@ class Blocks:
     def __init__(self, workload: Workload, device: Device, search: Search, a: Assumptions):
         self.workload, self.device, self.offload, self.a = workload, device, search.offload, a
         self.known: dict[tuple[int, ...], tuple[Keeping, ...]] = {}
+        self.away: dict[tuple[tuple[int, ...], Host], tuple[Keeping, ...]] = {}
 
-    def keepings(self, mesh: dict[str, int]) -> tuple[Keeping, ...]:
+    def keepings(self, mesh: Mapping[str, int]) -> tuple[Keeping, ...]:
+        """On the device alone, fewest bytes first."""
         key = (mesh["tensor"], mesh["context"])
         if key not in self.known:
             self.known[key] = hull(keepings(self.workload, self.device, mesh, self.a))
         return self.known[key]
+
+    def hosted(self, mesh: Mapping[str, int], host: Host) -> tuple[Keeping, ...]:
+        """With some values in host memory, as far as no mix of those on the device alone is better."""
+        key = ((mesh["tensor"], mesh["context"]), host)
+        if key not in self.away:
+            both = [*self.keepings(mesh), *hosted(self.workload, self.device, mesh, self.a, host)]
+            found = hull(sorted(both, key=lambda each: (each.bytes, each.seconds + each.waiting)))
+            self.away[key] = tuple(each for each in found if each.offload)
+        return self.away[key]
 
     def of(self, segments: Sequence[Segment], mesh: Mapping[str, int], ends: Ends) -> Mix:
         """Given segments as a mix. Raises PlanError for values that the blocks do not name."""
@@ -249,11 +263,8 @@ class Blocks:
     def _policy(self, segment: Segment, mesh: Mapping[str, int], ends: Ends) -> Policy:
         if segment.save is None:
             return nothing_again(ends)
-        most, kept = self._kept((), mesh).seconds, self._kept(segment.save, mesh)
-        each = policy(kept, most, ends)
-        if segment.offload:
-            both = policy(self._kept((*segment.save, *segment.offload), mesh), most, ends)
-            each = dataclasses.replace(both, save=segment.save, offload=segment.offload, kept=each.kept)
+        most = self._kept((), mesh).seconds
+        each = policy(self._kept(segment.save, mesh, segment.offload, host_of(ends, self.device)), most, ends)
         if segment.group > 1:
             waits = each.transient + ends.carry * (segment.group - 1)
             each = dataclasses.replace(
@@ -266,28 +277,42 @@ class Blocks:
             )
         return each
 
-    def _kept(self, save: Sequence[str], mesh: Mapping[str, int]) -> Keeping:
-        return keeping(self.workload, save, self.device, mesh, self.a)
+    def _kept(
+        self, save: Sequence[str], mesh: Mapping[str, int], offload: Sequence[str] = (), host: Host | None = None
+    ) -> Keeping:
+        return keeping(self.workload, save, self.device, mesh, self.a, offload=offload, host=host)
 
     def policies(self, mesh: dict[str, int], ends: Ends) -> list[Policy]:
         found = self.keepings(mesh)
-        made = [policy(each, found[0].seconds, ends) for each in found]
-        if self.offload and self.device.host_bandwidth:
-            made += [each for each in (_offloaded(one, found, ends, self.device) for one in found[1:]) if each]
-        return [nothing_again(ends), *made]
+        host = host_of(ends, self.device) if self.offload else None
+        away = self.hosted(mesh, host) if host else ()
+        return [nothing_again(ends), *(policy(each, found[0].seconds, ends) for each in (*found, *away))]
+
+
+def host_of(ends: Ends, device: Device) -> Host | None:
+    """The link to host memory for one sequence of one layer, and the passes beside which its copies are free: the
+    backward pass is two thirds of a layer's time. None for a device without such a link."""
+    if not device.host_bandwidth:
+        return None
+    layer = ends.none.seconds.get("compute", 0.0) / (ends.layers * ends.sequences * ends.microbatches)
+    return Host(bandwidth=device.host_bandwidth * HOST_LINK, forward=layer / 3.0, backward=layer * 2.0 / 3.0)
 
 
 def policy(kept: Keeping, most: float, ends: Ends) -> Policy:
     """A block that keeps these values; `most` are the seconds of keeping none."""
     rest = sum(ends.backward("full").values()) - ends.layers * (ends.carry + ends.gradient)
     floor = min(rest, nothing_again(ends).transient)
-    size = ends.sequences * ends.in_flight * kept.bytes
+    flying = ends.sequences * ends.in_flight
+    name = "+".join(kept.save) or "full"
     return Policy(
-        name="+".join(kept.save) or "full",
+        name=f"{name}, host {'+'.join(kept.offload)}" if kept.offload else name,
         save=kept.save,
-        kept=ends.carry + size,
-        transient=max(rest - LESS_IN_FLIGHT * size, floor),
-        seconds=ends.price / ends.layers * (kept.seconds / most if most else 0.0),
+        offload=kept.offload,
+        kept=ends.carry + flying * kept.bytes,
+        # What comes back from the host is in place as what was kept is.
+        transient=max(rest - LESS_IN_FLIGHT * flying * (kept.bytes + kept.away), floor),
+        seconds=ends.price / ends.layers * (kept.seconds / most if most else 0.0)
+        + ends.sequences * ends.microbatches * kept.waiting,
         flops=ends.sequences * kept.flops,
     )
 
@@ -298,23 +323,6 @@ def nothing_again(ends: Ends) -> Policy:
     held = memory["activations"] + memory.get("cast_weights", 0.0)
     rest = sum(memory.values()) - held - ends.layers * ends.gradient + ends.turned
     return Policy(name="none", save=None, kept=held / ends.layers, transient=rest, seconds=0.0)
-
-
-def _offloaded(kept: Keeping, found: Sequence[Keeping], ends: Ends, device: Device) -> Policy | None:
-    """The same values in host memory instead: copies run beside the layer before and the layer after."""
-    size = ends.sequences * ends.in_flight * kept.bytes
-    copy = size / (device.host_bandwidth * HOST_LINK)
-    beside = ends.none.seconds.get("compute", 0.0) / ends.layers
-    waiting = max(copy - beside / 3.0, 0.0) + max(copy - beside * 2.0 / 3.0, 0.0)
-    plain = policy(kept, found[0].seconds, ends)
-    return dataclasses.replace(
-        plain,
-        name=f"host: {plain.name}",
-        save=(),
-        offload=kept.save,
-        kept=ends.carry,
-        seconds=plain.seconds + waiting,
-    )
 
 
 def ends_of(
@@ -337,6 +345,7 @@ def ends_of(
         carry=carry * flying,
         sequences=sequences,
         in_flight=flying,
+        microbatches=max(workload.batch // int(one.microbatch[0]), 1),
         phases={name: _phases(workload, device, _as(one, name), a) for name in REMATS} if known else {},
     )
 

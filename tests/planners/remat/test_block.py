@@ -170,10 +170,12 @@ def test_no_other_use_of_the_host_is_better(seed: int):
                 copy = sum(sizes[name] for name in away) / link.bandwidth
                 waits = max(copy - link.forward, 0.0) + max(copy - link.backward, 0.0)
                 points.append((held - copy * link.bandwidth, cost + waits))
-    found = [*block.policies(work, size, seconds)[:-1], *host.policies(work, size, seconds, link)]
-    assert front_of([(p.kept - 10, p.seconds) for p in found]) == front_of(points)
-    for policy in found:
-        assert not set(policy.save or ()) & set(policy.offload)
+    built = Block.of(work, size, seconds)
+    away = host.splits(built, link)
+    found = [(p.kept - 10, p.seconds) for p in block.policies(work, size, seconds)[:-1]]
+    found += [(s.device @ built.sizes, s.again @ built.seconds + s.waiting) for s in away]
+    assert front_of(found) == front_of(points)
+    assert not any((s.device & s.away).any() for s in away)
 
 
 def test_copies_that_hide_behind_the_layers_cost_nothing():
