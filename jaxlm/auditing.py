@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxlm.checkpoints.processes import all_say, first_does
 from jaxlm.checkpoints.store import Found, Store
+from jaxlm.copies import Copying
 from jaxlm.governance import node
 from jaxlm.governance.errors import GovernanceError
 from jaxlm.governance.keys import Keys, public_pem, write_public
@@ -68,7 +69,18 @@ class Auditing:
         if run.governance.witnesses is not None:
             self._ask = self._witnesses(Path(run.governance.witnesses))
         facts = {"config": config_digest(run), "plan": setup.plan.digest, "host": self.trail.host}
-        self.notary = Notary(self.trail, facts, self._forgive if setup.options.allow_unverified else None)
+        forgive = self._forgive if setup.options.allow_unverified else None
+        self.notary = Notary(self.trail, facts, forgive, self._copying())
+
+    def _copying(self) -> Copying | None:
+        """What makes encrypted copies of the checkpoints, where there is somebody to read them."""
+        assert self.trail is not None
+        run, folder = self.setup.run, self.setup.folder
+        if not run.governance.recipients:
+            return None
+        place = run.checkpoint.build(folder.checkpoints).directory
+        to = Path(run.governance.copies) if run.governance.copies is not None else folder.copies
+        return Copying(self.trail, place, run.governance.recipients, to, run.name)
 
     def __enter__(self) -> "Auditing":
         return self

@@ -1,6 +1,7 @@
 """Encrypted copies of a run's checkpoints, and the way back: what `jaxlm audit snapshot` and `restore` do."""
 
 import hashlib
+import itertools
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -17,8 +18,10 @@ from jaxlm.governance.audit import read_log
 from jaxlm.governance.entries import Entry
 from jaxlm.governance.errors import GovernanceError, Rejected
 from jaxlm.governance.keys import Keys, load_public
+from jaxlm.governance.model_signature import Statement
 from jaxlm.governance.notary import Commits, Judge, Signers, signers
 from jaxlm.governance.snapshot import Binding, Written
+from jaxlm.governance.trail import Trail
 from jaxlm.reading import readers, tensor_root
 
 
@@ -54,17 +57,62 @@ def take(path: Path, step: int, to: Sequence[str], out: Path) -> Written:
     body = manifest.read(place)
     judge = Judge(log.run, signers(folder.audit, log.entries), Commits.of(log.entries), logged=True)
     said = judge.check(place, body)
-    files = {name: ((place / name).stat().st_size, said.files[name]) for name in said.files}
-    signature = (place / model_signature.NAME).read_bytes()
-    files[model_signature.NAME] = (len(signature), hashlib.sha256(signature).hexdigest())
-    binding = Binding(log.run, step, f"checkpoints/{step}", out.name, said.payload, files)
+    binding = _binding(place, said, log.run, out)
     keys = Keys(outside=folder.path)
     with readers(folder) as trail:
         written = snapshot.seal(place, binding, keys.checkpoint(), known, out)
         trail.record("access", {"command": "audit snapshot", "account": node.account(), "step": step})
-        entry = {"step": step, "payload": said.payload, "name": out.name, "digest": written.digest}
-        trail.commit("ckpt.snapshot", {**entry, "bytes": written.size, "recipients": [*to]})
+        trail.commit("ckpt.snapshot", _entry(binding, written, to))
     return written
+
+
+class Copying:
+    """Makes an encrypted copy of every checkpoint of a run while it trains; see `governance.recipients`.
+
+    Args:
+        trail: of process 0, whose log names the copies.
+        checkpoints: where the checkpoints lie, each under its step.
+        to: recipients, age1...
+        folder: where the copies go, made when it is new.
+        name: of the run; the copy of step 300 is NAME-300.age, or NAME-300.2.age where that one is there.
+
+    Raises:
+        GovernanceError: somebody in `to` is no recipient.
+    """
+
+    def __init__(self, trail: Trail, checkpoints: Path, to: Sequence[str], folder: Path, name: str):
+        self._trail, self._checkpoints, self._folder, self._name = trail, checkpoints, folder, name
+        self._to, self._known = [text.strip() for text in to], snapshot.recipients(to)
+
+    def __call__(self, said: Statement) -> None:
+        """Copies the checkpoint that was signed as `said` and lies under its name, and logs that.
+
+        Raises:
+            GovernanceError: it is not as it was signed, or the log cannot be written.
+            OSError: the disk refuses.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        numbers = itertools.chain([""], (f".{number}" for number in itertools.count(2)))
+        names = (self._folder / f"{self._name}-{said.name}{number}.age" for number in numbers)
+        out = next(path for path in names if not os.path.lexists(path))
+        place = self._checkpoints / said.name
+        binding = _binding(place, said, self._trail.run, out)
+        written = snapshot.seal(place, binding, self._trail.keys.checkpoint(), self._known, out)
+        self._trail.commit("ckpt.snapshot", _entry(binding, written, self._to))
+
+
+def _binding(place: Path, said: Statement, run: str, out: Path) -> Binding:
+    """Where the copy `out` of the checkpoint in `place` belongs."""
+    files = {name: ((place / name).stat().st_size, digest) for name, digest in said.files.items()}
+    signature = (place / model_signature.NAME).read_bytes()
+    files[model_signature.NAME] = (len(signature), hashlib.sha256(signature).hexdigest())
+    return Binding(run, int(said.name), f"checkpoints/{said.name}", out.name, said.payload, files)
+
+
+def _entry(binding: Binding, written: Written, to: Sequence[str]) -> dict[str, Any]:
+    """What the log says of a copy."""
+    entry = {"step": binding.step, "payload": binding.payload, "name": binding.name, "digest": written.digest}
+    return {**entry, "bytes": written.size, "recipients": [*to]}
 
 
 def bring_back(
@@ -134,7 +182,9 @@ class _Home:
     def of(cls, path: Path) -> "_Home":
         folder, run = open_run(path)
         log = read_log(folder.audit, keys=Keys())
-        made = read_log(folder.audit, "readers", keys=Keys()).entries if (folder.audit / "readers").is_dir() else []
+        made = [*log.entries]
+        if (folder.audit / "readers").is_dir():
+            made += read_log(folder.audit, "readers", keys=Keys()).entries
         return cls(
             folder,
             run.checkpoint.build(folder.checkpoints).directory,

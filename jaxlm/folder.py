@@ -64,6 +64,11 @@ class Folder:
         return self.path / "predicted_vs_measured.json"
 
     @property
+    def copies(self) -> Path:
+        """Encrypted copies of checkpoints, where governance.copies names no other folder."""
+        return self.path / "copies"
+
+    @property
     def tokenizer(self) -> Path:
         return self.path / "tokenizer.model"
 

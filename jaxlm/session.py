@@ -144,7 +144,10 @@ def workload_of(run: Run, model: ModelConfig, how: Numerics) -> Workload:
         packed=run.apart,
         classes=classes_of(run),
     )
-    return dataclasses.replace(work, trained_by=run.optim.kind)
+    private = 0
+    if run.privacy.enabled:
+        private = run.privacy.examples or max(1, GRADIENTS // (4 * work.parameter_count))
+    return dataclasses.replace(work, trained_by=run.optim.kind, documents=private)
 
 
 GRADIENTS = 1 << 30
@@ -352,8 +355,8 @@ class Session:
         """Documents whose gradients are computed at once, over all devices."""
         shards, config = self.plan.replicas, self.run.privacy
         size = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.abstract.model))
-        fit = min(max(1, GRADIENTS // size), -(-self.plan.batch.microbatch // shards))
-        return shards * (config.examples or fit)
+        most = config.examples or max(1, GRADIENTS // size)
+        return shards * min(most, -(-self.plan.batch.microbatch // shards))
 
     def poisson_feed(self, loader: Loader, secret: Secret) -> PoissonFeed:
         """Samples for `compile_private`."""

@@ -11,6 +11,7 @@ BYTES_OF = {
     "optimizer": "optimizer state, sharded",
     "gradients": "gradients of the blocks' weights, float32",
     "gradient_accumulator": "float32 sums over microbatches",
+    "document_gradients": "gradients of single documents, until they are clipped",
     "working_parameters": "weights in use: gathered, compute dtype",
     "working_gradients": "a layer's gradient before it is scattered",
     "cast_weights": "weights cast for each layer, kept without remat",

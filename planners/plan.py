@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import cattrs
+import numpy as np
 from cattrs.v import format_exception
 
 from planners.balance import Balance
@@ -108,7 +109,8 @@ class Workload:
     `operations` are the forward pass of one block in the order in which it runs, and `values` all that they compute,
     for one sequence; `activations` are those of them that the backward pass reads. A name that starts with `residual_`
     is no name in the program: such a value cannot be saved by name. Empty where the block is unknown.
-    `trained_by` is the optimizer's kind.
+    `trained_by` is the optimizer's kind. `documents` is the most sequences whose gradients a device keeps apart at
+    once, as differential privacy asks for; 0 where gradients are summed as they arise.
     """
 
     name: str
@@ -130,6 +132,7 @@ class Workload:
     operations: tuple[Operation, ...] = ()
     values: tuple[Tensor, ...] = ()
     trained_by: str = "adamw"
+    documents: int = 0
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.sequence < 1 or self.layers < 1:
@@ -147,6 +150,10 @@ class Workload:
     @property
     def parameter_count(self) -> int:
         return sum(t.size for t in self.parameters)
+
+    def at_once(self, sequences: np.ndarray) -> np.ndarray:
+        """How many of a device's sequences of a microbatch it has in work at once."""
+        return np.minimum(sequences, self.documents) if self.documents else sequences
 
     @property
     def sizes(self) -> dict[str, int]:

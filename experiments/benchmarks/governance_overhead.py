@@ -2,15 +2,16 @@
 
 Question: do signing, logging, hashing tensors, asking a witness and encrypting take less than 1% of a run's time and
           processor?
-Cost:     6 to 8 minutes for 10 pairs of the quickstart's model on two quiet cores (--pairs, --steps, --config).
-Run:      python -m experiments.benchmarks.governance_overhead
+Cost:     6 to 8 minutes for 10 pairs of the quickstart's model on two quiet cores; for gpt2-124m see `Config.model`.
+Run:      python -m experiments.benchmarks.governance_overhead [--model gpt2-124m --pairs 2]
 
 The same run, 1 x 128 tokens per step, with governance off, on, and on with a witness in another process and an
-encrypted snapshot of its last checkpoint, in turns, each in a fresh process with two checkpoints. Compared are, pair by
-pair, the seconds of the training loop with its checkpoints, the seconds of the whole process, and its processor
-seconds, children included; the median of the pairs counts, with its quartiles. The snapshot's own seconds are added;
-the witness, on another machine in earnest, is not counted. Where others use the machine too, look at processor seconds,
-and expect a few percent of noise in each pair.
+encrypted copy of each checkpoint (governance.recipients), in turns, each in a fresh process with two checkpoints.
+Compared are, pair by pair, the seconds of the training loop with its checkpoints, the seconds of the whole process, and
+its processor seconds, children included; the median of the pairs counts, with its quartiles. The witness, on another
+machine in earnest, is not counted; what it used is printed. Where others use the machine too, look at processor
+seconds, and expect a few percent of noise in each pair. What the threads of one more run spend on which part of the
+trail is listed as well: that is far steadier, and leaves out what is inside the compiled step (norms).
 
 With --policies true there is a fourth setting, on with a policy. Runs that are there are not repeated: after an
 interruption the same command goes on, in the same --out. Beside them durable appends per second, what a judgement of a
@@ -46,6 +47,15 @@ LIMIT = 1.0
 """Percent that the trail may cost."""
 JUDGEMENTS = 500
 WHOLE = "on + witness + encryption"
+MODELS = {
+    "quickstart": "configs/quickstart.yaml --train.batch 1 --train.eval_batch 32 --sample.prompt null",
+    # Text and vocabulary of quickstart: what the words are changes nothing of what a step or a checkpoint costs.
+    "gpt2-124m": "configs/gpt2-124m.yaml --data.path stdlib --data.tokenizer.vocab 4096 --data.sequence 128 "
+    "--data.validation_fraction 0.05 --train.batch 1 --train.eval_batch 8 --train.eval_every 0 --train.eval_batches 2 "
+    "--optim.warmup 20 --checkpoint.every_seconds null --sample.prompt null",
+}
+"""The command line of each run. A step is 1 x 128 tokens, which is where a trail costs most, and what has nothing to do
+with it is left out: a sample at the end, evaluation in small batches."""
 MEASURES = {"loop": "seconds of training", "wall": "seconds of the process", "cpu": "processor seconds"}
 
 
@@ -54,9 +64,8 @@ class Config:
     """What is measured.
 
     Attributes:
-        config: the run.
-        arguments: more of its command line; by default a step is 1 x 128 tokens, which is where a trail costs most, and
-            what has nothing to do with it is left out (a sample at the end, evaluation in small batches).
+        model: whose run, a name in MODELS. Fewer steps of gpt2-124m are no short cut: its checkpoints stay as dear.
+        arguments: more of its command line.
         steps: of each run; it saves half way and at the end.
         pairs: runs with each setting.
         policies: whether there is a setting "on + policy" too, which is a quarter more runs.
@@ -64,13 +73,17 @@ class Config:
         appends: batches of 256 entries of 300 bytes that are made durable.
     """
 
-    config: str = "configs/quickstart.yaml"
-    arguments: str = "--train.batch 1 --train.eval_batch 32 --sample.prompt null"
+    model: str = "quickstart"
+    arguments: str = ""
     steps: int = 400
     pairs: int = 10
     policies: bool = False
     policy: str = "configs/policies/sample.yaml"
     appends: int = 100
+
+    def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            raise ValueError(f"model={self.model!r} must be one of {', '.join(MODELS)}")
 
 
 def run(config: Config, out: Path) -> Report:
@@ -91,30 +104,30 @@ def run(config: Config, out: Path) -> Report:
         settings = {
             "off": ["--governance.enabled", "false"],
             "on": [],
-            WHOLE: ["--governance.witnesses", str(out.absolute() / "policy")],
+            WHOLE: ["--governance.witnesses", str(out.absolute() / "policy"), *_encrypted(out)],
         }
         if config.policies:
             settings["on + policy"] = ["--governance.policy", config.policy]
         found = _Kept(config, out / "runs.jsonl")
         if not found.complete(settings):
-            _train(config, out / "warm", settings["off"], environment)  # data prepared, programs compiled
-            _train(config, out / "warm", settings["on"], environment)
+            _warm(config, out / "warm", settings["off"], environment)
+            _warm(config, out / "warm", settings["on"], environment)
         for pair in range(config.pairs):
             for name in list(settings) if pair % 2 else list(settings)[::-1]:
                 if not found.has(pair, name):
-                    used = _train(config, out / "run", settings[name], environment)
-                    if name == WHOLE:
-                        used = _snapshot(config, out, environment, used)
-                    found.add(pair, name, used)
+                    shutil.rmtree(out / "copies", ignore_errors=True)
+                    found.add(pair, name, _train(config, out / "run", settings[name], environment))
             print(f"pair {pair + 1} of {config.pairs}: {found.sentence(pair)}", flush=True)
+        parts = _parts(config, out, settings[WHOLE], environment)
+        parts.append(Row(what="witness", quantity="processor seconds, all runs", measured=_used(witness.pid)))
     finally:
         witness.terminate()
         witness.wait()
     runs = found.by_setting(settings)
     rows, remarks = _rows(runs)
-    rows += [_appends(config, keys, out), *_judgements(Path(config.policy)), *_hashing(out)]
+    rows += [*parts, _appends(config, keys, out), *_judgements(Path(config.policy)), *_hashing(out)]
     return Report(
-        title=f"Cost of the audit trail, {config.config}, {config.steps} steps",
+        title=f"Cost of the audit trail, {config.model}, {config.steps} steps",
         rows=rows,
         remarks=remarks,
         details={"runs": runs},
@@ -126,7 +139,7 @@ class _Kept:
 
     def __init__(self, config: Config, path: Path):
         self._path = path
-        self._what = [config.config, config.arguments, config.steps]
+        self._what = [config.model, config.arguments, config.steps]
         self._runs: dict[tuple[int, str], dict[str, float]] = {}
         for line in path.read_text().splitlines() if path.is_file() else []:
             run = json.loads(line)
@@ -157,31 +170,66 @@ class _Kept:
         return "; ".join(sorted(parts, key=lambda part: not part.startswith("off ")))
 
 
-def _snapshot(config: Config, out: Path, environment: dict[str, str], used: dict[str, float]) -> dict[str, float]:
-    """The same with an encrypted copy of the last checkpoint, made by a process of its own after the run. What that
-    costs is what it takes beyond a process that opens the run and does nothing: Python and its packages are no part of
-    an encryption that a scheduler would do once for many."""
+def _encrypted(out: Path) -> list[str]:
+    """The setting in which each checkpoint is copied for somebody who can read it."""
     to = str(pyrage.x25519.Identity.generate().to_public())
-    (out / "copy.age").unlink(missing_ok=True)
-    code = (
-        "import resource, sys, time; from pathlib import Path; from jaxlm.copies import take; "
-        "import jaxlm.governance.snapshot; b = resource.getrusage(resource.RUSAGE_SELF); t = time.monotonic(); "
-        "take(Path(sys.argv[1]), int(sys.argv[2]), [sys.argv[3]], Path(sys.argv[4])); "
-        "a = resource.getrusage(resource.RUSAGE_SELF); "
-        "print(a.ru_utime + a.ru_stime - b.ru_utime - b.ru_stime, time.monotonic() - t)"
-    )
-    given = [sys.executable, "-c", code, str(out / "run"), str(config.steps), to, str(out / "copy.age")]
-    done = subprocess.run(given, env=environment, capture_output=True, text=True, check=True)
-    cpu, wall = map(float, done.stdout.split())
-    return {"loop": used["loop"], "wall": used["wall"] + wall, "cpu": used["cpu"] + cpu}
+    return ["--governance.recipients", f"[{to}]", "--governance.copies", str(out.absolute() / "copies")]
+
+
+def _command(config: Config, folder: Path, setting: list[str]) -> list[str]:
+    """What `jaxlm` is given."""
+    often = ["--train.steps", str(config.steps), "--checkpoint.every_steps", str(config.steps // 2)]
+    return [
+        "train",
+        *MODELS[config.model].split(),
+        "--run-dir",
+        str(folder),
+        *often,
+        *config.arguments.split(),
+        *setting,
+    ]
+
+
+def _parts(config: Config, out: Path, setting: list[str], environment: dict[str, str]) -> list[Row]:
+    """Where the processor seconds of the trail go, in one more run."""
+    for name in ("run", "copies"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    module = [sys.executable, "-m", "experiments.workers.trail_parts", str(out / "parts.json")]
+    command = [*module, *_command(config, out / "run", setting)]
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    found = json.loads((out / "parts.json").read_text())
+    whole = found.pop("whole process")
+    found["all of these"] = sum(found.values())
+    return [
+        Row(
+            what="part of the trail",
+            quantity=part,
+            measured=seconds,
+            note=f"{100 * seconds / whole:.2f}% of {whole:.1f} s",
+        )
+        for part, seconds in sorted(found.items(), key=lambda item: item[1])
+    ]
+
+
+def _warm(config: Config, folder: Path, setting: list[str], environment: dict[str, str]) -> None:
+    """Leaves behind the prepared data and the compiled programs of a run, which is stopped after its first step."""
+    shutil.rmtree(folder, ignore_errors=True)
+    command = [sys.executable, "-m", "jaxlm", *_command(config, folder, setting)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and not (folder / "metrics.jsonl").exists():
+            time.sleep(0.2)
+        process.terminate()  # it saves, and says how to go on
+
+
+def _used(pid: int) -> float:
+    """Processor seconds of a process until now."""
+    return sum(psutil.Process(pid).cpu_times()[:2])
 
 
 def _train(config: Config, folder: Path, setting: list[str], environment: dict[str, str]) -> dict[str, float]:
     """Seconds of the loop, of the process, and of its processors."""
     shutil.rmtree(folder, ignore_errors=True)
-    command = [sys.executable, "-m", "jaxlm", "train", config.config, "--run-dir", str(folder)]
-    command += ["--train.steps", str(config.steps), "--checkpoint.every_steps", str(config.steps // 2)]
-    command += [*config.arguments.split(), *setting]
+    command = [sys.executable, "-m", "jaxlm", *_command(config, folder, setting)]
     began = time.monotonic()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)

@@ -71,13 +71,18 @@ def digests(path: Path, names: Iterable[str]) -> dict[str, str | None]:
             value = np.ascontiguousarray(array.read().result())
         except ValueError:  # how tensorstore reports whatever it cannot read
             return None
-        # A little-endian view, which is the value itself on every machine that JAX runs on.
-        raw = value.astype(value.dtype.newbyteorder("<"), copy=False) if value.dtype.isbuiltin == 1 else value
-        return hashlib.sha256(raw.reshape(-1).view(np.uint8).data).hexdigest()  # releases the GIL
+        return sha256_of(value)
 
     known = list(names)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1), "tensor-sha256") as pool:
         return dict(zip(known, pool.map(digest, known), strict=True))
+
+
+def sha256_of(value: np.ndarray) -> str:
+    """The SHA-256, hex, of a contiguous array's little-endian bytes. Releases the GIL."""
+    # A little-endian view, which is the value itself on every machine that JAX runs on.
+    raw = value.astype(value.dtype.newbyteorder("<"), copy=False) if value.dtype.isbuiltin == 1 else value
+    return hashlib.sha256(raw.reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def _handler(ocp: ModuleType) -> Any:

@@ -8,6 +8,7 @@ import rfc8785
 from jaxlm.governance.errors import Rejected
 
 DEEPEST = 32
+_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
 def dump(value: Any) -> bytes:
@@ -42,11 +43,11 @@ def load(text: bytes) -> Any:
 def _depth(text: bytes) -> int:
     """An upper bound of how deep `text` is nested; brackets inside strings count too."""
     deepest = now = 0
-    for byte in text:
+    for byte in text.translate(None, delete=_NO_BRACKETS):
         if byte in b"[{":
             now += 1
             deepest = max(deepest, now)
-        elif byte in b"]}":
+        else:
             now -= 1
     return deepest
 

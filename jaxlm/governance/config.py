@@ -13,6 +13,9 @@ class GovernanceConfig:
         flush_seconds: how long an entry waits for others before it is made durable; checkpoints never wait.
         policy: a file of rules that alert, pause or halt training, or deny requests (configs/policies/); null: none.
         witnesses: a tlog-policy file with the logs' witnesses, their URLs and the quorum; null: no witness is asked.
+        recipients: age public keys (age1...): each checkpoint is also written as one encrypted file that they can read,
+            by the thread that saves it, as `jaxlm audit snapshot` does; empty: none is. Nothing deletes old ones.
+        copies: the folder of these files, NAME-STEP.age; null: RUN/copies, which is worth little if the disk is lost.
     """
 
     enabled: bool = True
@@ -20,6 +23,8 @@ class GovernanceConfig:
     flush_seconds: float = 2.0
     policy: str | None = None
     witnesses: str | None = None
+    recipients: tuple[str, ...] = ()
+    copies: str | None = None
 
     def __post_init__(self) -> None:
         if self.layers_every < 0:
@@ -30,3 +35,7 @@ class GovernanceConfig:
             raise ValueError(
                 f"governance.policy={self.policy} needs the log that its verdicts go to: set governance.enabled to true"
             )
+        if self.copies is not None and not self.recipients:
+            raise ValueError(f"governance.copies={self.copies} needs governance.recipients: who can read the copies")
+        if self.recipients and not self.enabled:
+            raise ValueError("governance.recipients needs the log that names copies: set governance.enabled to true")

@@ -4,7 +4,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 
-from jaxlm.governance import heads, merkle, notes, witness
+from jaxlm.governance import heads, merkle, notes, succession, witness
 from jaxlm.governance.errors import GovernanceError, Rejected
 from jaxlm.governance.notes import Note, Signature, Verifier
 from jaxlm.governance.quorum import Policy
@@ -34,10 +34,17 @@ def ask(url: str, key: Verifier, note: Note, tiles: Tiles) -> Signature:
         OSError: it cannot be reached.
     """
     head = heads.parse(note.text)
-    old = 0
-    for _ in range(3):  # another process of this log may be at the same witness
-        proof = [] if old == 0 or old == head.size else merkle.consistency_proof(tiles.node, 0, old, head.size)
-        status, headers, body = _post(f"{url.rstrip('/')}{witness.PATH}", witness.request(old, proof, note))
+    old, rotated = 0, False
+    for _ in range(4):  # another process of this log may be at the same witness
+        if rotated:
+            path, content = succession.PATH, bytes(succession.of_log(old, note, tiles))
+        else:
+            proof = [] if old == 0 or old == head.size else merkle.consistency_proof(tiles.node, 0, old, head.size)
+            path, content = witness.PATH, witness.request(old, proof, note)
+        status, headers, body = _post(f"{url.rstrip('/')}{path}", content)
+        if status == 403 and not rotated and succession.hands_over(tiles):
+            rotated = True  # the witness knows a key that was replaced since
+            continue
         if status == 200:
             answer = notes.parse(f"{note.text}\n".encode() + body)
             return answer.require(key)

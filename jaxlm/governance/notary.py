@@ -168,10 +168,18 @@ class Notary:
         trail: of process 0.
         facts: what else is signed: digests of configuration and plan, the node.
         forgive: see Judge; for `--allow-unverified`.
+        copy: is told what was signed of each checkpoint once it is logged, in the thread that saved it. What it raises
+            makes the save fail.
     """
 
-    def __init__(self, trail: Trail, facts: dict[str, Any], forgive: Callable[[str], None] | None = None):
-        self.trail = trail
+    def __init__(
+        self,
+        trail: Trail,
+        facts: dict[str, Any],
+        forgive: Callable[[str], None] | None = None,
+        copy: Callable[[model_signature.Statement], None] | None = None,
+    ):
+        self.trail, self._copy = trail, copy
         self._facts, self._key = facts, trail.keys.checkpoint()
         if rotation.signer_digest(trail.history) not in (None, rotation.digest(self._key.public_key())):
             raise GovernanceError(
@@ -180,7 +188,7 @@ class Notary:
             )
         signers = Signers(self._key.public_key(), rotation.former_signers(trail.history))
         self.judge = Judge(trail.run, signers, Commits.of(trail.history), forgive)
-        self._payloads: dict[int, str] = {}
+        self._signed: dict[int, model_signature.Statement] = {}
 
     def sign(self, folder: Path, body: dict[str, Any], content: bytes) -> None:
         files = {path: facts["sha256"] for path, facts in body["files"].items()}
@@ -192,15 +200,16 @@ class Notary:
             "log_origin": self.trail.origin,
             "tensor_root": root_of(body),
         }
-        said = model_signature.sign(folder, str(step), files, about, self._key)
-        self._payloads[step] = said.payload
+        self._signed[step] = model_signature.sign(folder, str(step), files, about, self._key)
 
     def saved(self, body: dict[str, Any]) -> None:
         """Returns once the log holds it: what comes back older than this is refused."""
         step = body["step"]
-        payload = self._payloads.pop(step)
-        index = self.trail.commit("ckpt.commit", commit_body(body, payload))
-        self.judge.commits.add(step, payload, index)
+        said = self._signed.pop(step)
+        index = self.trail.commit("ckpt.commit", commit_body(body, said.payload))
+        self.judge.commits.add(step, said.payload, index)
+        if self._copy is not None:
+            self._copy(said)
 
     def restored(self, entry: dict[str, Any]) -> None:
         """Logs that the run goes on from a step, with a `rollback_from` where it goes back; without a manifest, from

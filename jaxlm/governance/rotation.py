@@ -134,7 +134,7 @@ def follow(present: Verifier, known: Iterable[Entry], root: Callable[[int], byte
         if entry.kind != "key.rotate":
             continue
         try:
-            said = _checked(entry, present.name, root)
+            said = checked(entry, present.name, root)
         except Rejected as error:
             raise Rejected(f"entry {entry.index} (key.rotate): {error}") from None
         if newest.get(said.of, said.old) != said.old:
@@ -151,9 +151,21 @@ def follow(present: Verifier, known: Iterable[Entry], root: Callable[[int], byte
     return Chain(present, log, checkpoint)
 
 
-def _checked(entry: Entry, origin: str, root: Callable[[int], bytes]) -> Statement:
+def checked(entry: Entry, origin: str, root: Callable[[int], bytes]) -> Statement:
+    """What an entry of type `key.rotate` says, once both keys have signed it for this place.
+
+    Args:
+        entry: of the log `origin`.
+        origin: the name of the log.
+        root: of the first so many entries of that log; asked for `entry.index` only.
+
+    Raises:
+        Rejected: it is not of the form, not signed by both, or signed for another place.
+    """
     body = entry.body
     try:
+        if not all(isinstance(body[name], str) for name in ("of", "old", "new")):
+            raise TypeError("a key is text")
         before = Head(origin, body["size"], bytes.fromhex(body["root"]))
         said = Statement(body["of"], before, body["old"], body["new"])
         old, new = (notes.decode(body["signatures"][name]) for name in ("old", "new"))

@@ -12,7 +12,6 @@ whoever has the log of the run, with the digest of the whole file in it. Both wa
 """
 
 import hashlib
-import io
 import os
 import tarfile
 import threading
@@ -20,13 +19,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyrage
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from jaxlm.files import room
-from jaxlm.governance import canonical, dsse, model_signature
+from jaxlm.governance import age, canonical, dsse, model_signature
 from jaxlm.governance.disk import Disk, opened
 from jaxlm.governance.errors import GovernanceError, Rejected
 
@@ -73,13 +73,13 @@ class Written:
     digest: str
 
 
-def recipients(texts: Sequence[str]) -> list[pyrage.x25519.Recipient]:
+def recipients(texts: Sequence[str]) -> list[X25519PublicKey]:
     """Public keys such as age1... Raises GovernanceError naming the one that is none."""
     found = []
     for text in texts:
         try:
-            found.append(pyrage.x25519.Recipient.from_str(text.strip()))
-        except pyrage.RecipientError as error:
+            found.append(age.public_key(str(pyrage.x25519.Recipient.from_str(text.strip()))))
+        except (pyrage.RecipientError, ValueError) as error:
             raise GovernanceError(f"--recipient {text[:80]}: {error}; `age-keygen` prints one, age1...") from None
     return found
 
@@ -101,7 +101,7 @@ def seal(
     folder: Path,
     binding: Binding,
     key: EllipticCurvePrivateKey,
-    to: Sequence[pyrage.x25519.Recipient],
+    to: Sequence[X25519PublicKey],
     out: Path,
 ) -> Written:
     """Encrypts the checkpoint in `folder` into the new file `out`, whole or not at all.
@@ -114,23 +114,19 @@ def seal(
     if os.path.lexists(out):
         raise GovernanceError(f"{out} exists already")
     aside = out.with_name(f"{out.name}.unfinished")
-    source = _Source(_tar(folder, binding, dsse.seal(canonical.dump(binding.statement()), key)))
+    found, size = hashlib.sha256(), 0
     try:
         with room(out), os.fdopen(os.open(aside, _NEW, 0o600), "wb") as file:
-            sink = _Sink(file)
-            try:
-                pyrage.encrypt_io(source, sink, list(to))  # pyright: ignore[reportArgumentType]
-            except Exception:
-                if source.failure is not None:
-                    raise source.failure from None  # what the library says of it has lost its type
-                raise
+            for piece in age.encrypt(_tar(folder, binding, dsse.seal(canonical.dump(binding.statement()), key)), to):
+                found.update(piece)
+                size += file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         os.rename(aside, out)
         Disk().sync_folder(out.absolute().parent)
     finally:
         aside.unlink(missing_ok=True)
-    return Written(sink.size, sink.digest.hexdigest())
+    return Written(size, found.hexdigest())
 
 
 def digest(path: Path) -> str:
@@ -283,38 +279,3 @@ def _header(name: str, size: int) -> bytes:
 
 def _padded(content: bytes) -> bytes:
     return content + bytes(-len(content) % tarfile.BLOCKSIZE)
-
-
-class _Source(io.RawIOBase):
-    """Pieces as a file that is read once; keeps what went wrong while they were made."""
-
-    def __init__(self, pieces: Iterator[bytes]):
-        self._pieces, self._rest, self._at = pieces, b"", 0
-        self.failure: Exception | None = None
-
-    def read(self, size: int = -1) -> bytes:
-        if self._at >= len(self._rest):
-            try:
-                self._rest, self._at = next((piece for piece in self._pieces if piece), b""), 0
-            except Exception as error:
-                self.failure = error
-                raise
-        end = len(self._rest) if size < 0 else self._at + size
-        taken = self._rest[self._at : end]
-        self._at += len(taken)
-        return taken
-
-
-class _Sink:
-    """Writes, counts and digests."""
-
-    def __init__(self, file: IO[bytes]):
-        self._file, self.size, self.digest = file, 0, hashlib.sha256()
-
-    def write(self, content: bytes) -> int:
-        self.size += len(content)
-        self.digest.update(content)
-        return self._file.write(content)
-
-    def flush(self) -> None:
-        self._file.flush()

@@ -1,7 +1,9 @@
 """A witness of logs: cosigns each head it is shown once it follows from the one before (https://c2sp.org/tlog-witness).
 
 It keeps one head per log, whose newest size never goes back, and writes it before it answers. Two heads of one size,
-or one that is not consistent, are kept as evidence: both are signed by the log.
+or one that is not consistent, are kept as evidence: both are signed by the log. Where the log's own entries, signed by
+the key that it knows, hand over to another one (`succession.py`), it knows that one from then on, and for this log no
+longer the old one.
 """
 
 import base64
@@ -12,7 +14,7 @@ from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from jaxlm.governance import heads, merkle, notes
+from jaxlm.governance import heads, merkle, notes, succession
 from jaxlm.governance.disk import Disk
 from jaxlm.governance.errors import Rejected
 from jaxlm.governance.heads import Head
@@ -20,6 +22,7 @@ from jaxlm.governance.notes import Note, Verifier, WitnessKey
 
 PATH = "/add-checkpoint"
 _MOST_PROOF, _LONGEST = 63, 1 << 18
+_ROTATED = ".rotated"
 
 
 class Refused(Exception):
@@ -38,7 +41,8 @@ class Witness:
         logs: the keys of the logs it knows; a name may have several.
         folder: where heads and evidence are kept, made when new.
         clock: POSIX seconds.
-        nodes: raw public keys, 32 bytes, whose logs are known whatever their name.
+        nodes: raw public keys, 32 bytes, whose logs are known whatever their name. A key that one of them hands over to
+            counts too.
         disk: how to reach the folder.
     """
 
@@ -62,6 +66,10 @@ class Witness:
             raise Rejected("the witness would cosign with the key of a log: a log is no witness")
         self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
+        self._successions: dict[str, list[tuple[int, Verifier, Verifier]]] = {}
+        for name in self._disk.names(folder):
+            if name.endswith(_ROTATED):
+                self._follow(_parsed(self._disk.read(folder / name)))
 
     def add(self, body: bytes) -> str:
         """The signature line for a request `old SIZE`, proof lines, an empty line, a head.
@@ -74,24 +82,76 @@ class Witness:
             head = heads.parse(note.text)
         except Rejected as error:
             raise Refused(400, f"{error}\n") from None
-        known = [*self._logs.get(head.origin, []), *(Verifier(head.origin, notes.ED25519, key) for key in self._nodes)]
-        if not known:
-            raise Refused(404, f"the log {head.origin} is not known here\n")
+        known = self._known(head.origin)
         try:
             if not note.signed_by(known):
                 raise Rejected("no signature of a known key of this log")
         except Rejected as error:
             raise Refused(403, f"{error}\n") from None
+        with self._lock:  # comparing and keeping must be one, or a slow request rolls back a fast one
+            self._admit(old, proof, head, note)
+            return self._cosign(head, note)
+
+    def rotate(self, body: bytes) -> str:
+        """The signature line for a request of `succession`: as `add`, of a log that has handed over to another key.
+
+        Raises:
+            Refused: as `add` does; with 403 where the handovers do not lead from a known key to that of the head.
+        """
+        try:
+            asked = succession.parse(body)
+            head = heads.parse(asked.note.text)
+        except Rejected as error:
+            raise Refused(400, f"{error}\n") from None
+        with self._lock:
+            done = self._successions.get(head.origin, [])
+            known, before = self._known(head.origin), self.newest(head.origin)
+            began = {old for _, old, _ in done}
+            try:
+                found = asked.follow(head, [*known, *began])
+                if found[: len(done)] != done:  # all of the log, so a key that handed over cannot do so again
+                    raise Rejected("the log has handed over to another key before")
+                if any(before is not None and index + 1 < before.size for index, _, _ in found[len(done) :]):
+                    raise Rejected("the old key has signed more entries than it says there were")
+                if self.key.verifier.key in {new.key for _, _, new in found}:
+                    raise Rejected("this is the key of the witness: a log is no witness")
+            except Rejected as error:
+                raise Refused(403, f"{error}\n") from None
+            self._admit(asked.old, list(asked.proof), head, asked.note)
+            lines = "".join(f"{index} {old} {new}\n" for index, old, new in found)
+            self._write(f"{_name(head.origin)}{_ROTATED}", lines.encode())  # before the head, which needs it
+            self._follow(found)
+            return self._cosign(head, asked.note)
+
+    def _known(self, origin: str) -> list[Verifier]:
+        """The keys that may sign heads of this log now. Raises Refused where there is none."""
+        if origin in self._successions:
+            return [self._successions[origin][-1][2]]
+        known = [*self._logs.get(origin, []), *(Verifier(origin, notes.ED25519, key) for key in self._nodes)]
+        if not known:
+            raise Refused(404, f"the log {origin} is not known here\n")
+        return known
+
+    def _follow(self, found: list[tuple[int, Verifier, Verifier]]) -> None:
+        """From now on the last of these keys is that of their log."""
+        self._successions[found[0][1].name] = found
+        for _, old, new in found:
+            if old.key in self._nodes and new.key not in self._nodes:
+                self._nodes.append(new.key)
+
+    def _admit(self, old: int, proof: list[bytes], head: Head, note: Note) -> None:
+        """Raises Refused unless the head follows from the newest one."""
         if old > head.size:
             raise Refused(400, f"the old size {old} is beyond the head's {head.size}\n")
-        with self._lock:  # comparing and keeping must be one, or a slow request rolls back a fast one
-            before = self.newest(head.origin)
-            size = 0 if before is None else before.size
-            if old != size:
-                raise Refused(409, f"{size}\n", "text/x.tlog.size")
-            self._check(before, head, proof, note)
-            self._keep(head, note)
-            return self.key.cosign(note.text, int(self._clock())).line()
+        before = self.newest(head.origin)
+        size = 0 if before is None else before.size
+        if old != size:
+            raise Refused(409, f"{size}\n", "text/x.tlog.size")
+        self._check(before, head, proof, note)
+
+    def _cosign(self, head: Head, note: Note) -> str:
+        self._keep(head, note)
+        return self.key.cosign(note.text, int(self._clock())).line()
 
     def newest(self, origin: str) -> Head | None:
         """The newest head that was cosigned of this log."""
@@ -121,9 +181,11 @@ class Witness:
                 raise Refused(422, f"{error}\n") from None
 
     def _keep(self, head: Head, note: Note) -> None:
-        name = _name(head.origin)
+        self._write(_name(head.origin), bytes(note))
+
+    def _write(self, name: str, content: bytes) -> None:
         aside = self._folder / f"{name}.unfinished"
-        self._disk.write(aside, bytes(note))
+        self._disk.write(aside, content)
         self._disk.sync(aside)
         self._disk.rename(aside, self._folder / name)
         self._disk.sync_folder(self._folder)
@@ -159,13 +221,14 @@ def serve(witness: Witness, host: str, port: int) -> ThreadingHTTPServer:
 
         def do_POST(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
-            if self.path != PATH:
-                return self._answer(404, "only /add-checkpoint is here\n")
+            answer = {PATH: witness.add, succession.PATH: witness.rotate}.get(self.path)
+            if answer is None:
+                return self._answer(404, f"only {PATH} and {succession.PATH} are here\n")
             if not 0 < length <= _LONGEST:
                 self.close_connection = True
                 return self._answer(413, f"a request has 1 to {_LONGEST} bytes\n")
             try:
-                self._answer(200, witness.add(self.rfile.read(length)))
+                self._answer(200, answer(self.rfile.read(length)))
             except Refused as refused:
                 self._answer(refused.status, refused.body, refused.kind)
 
@@ -199,6 +262,12 @@ def _request(body: bytes) -> tuple[int, list[bytes], Note]:
         return heads.number(lines[0][4:]), [heads.hash_line(line) for line in lines[1:]], notes.parse(rest)
     except (Rejected, UnicodeDecodeError) as error:
         raise Refused(400, f"{error}\n") from None
+
+
+def _parsed(content: bytes) -> list[tuple[int, Verifier, Verifier]]:
+    """Handovers as `Witness` keeps them: index, old key and new one, a line each."""
+    lines = [line.split(" ") for line in content.decode().splitlines()]
+    return [(int(index), notes.parse_verifier(old), notes.parse_verifier(new)) for index, old, new in lines]
 
 
 def _name(origin: str) -> str:

@@ -25,7 +25,8 @@ class PrivacyConfig:
             this run costs least, best where nothing else is asked of the documents.
         loss_share: part of the sensitivity that is spent on reporting a noisy loss.
         loss_bound: a document's loss above this counts as this much, in nats per token.
-        examples: documents whose gradients a device holds at once; 0 takes what fits into 1 GiB.
+        examples: the most documents whose gradients a device holds at once, of those in its microbatch; 0 takes what
+            fits into 1 GiB.
     """
 
     enabled: bool = False

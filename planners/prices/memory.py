@@ -10,7 +10,7 @@ from planners.machines.topology import Device
 from planners.plan import Workload
 from planners.prices.assumptions import Assumptions
 from planners.prices.footprint import Footprint, footprint, shard_bytes
-from planners.prices.memory_phases import Habits, Phase, phases, worst
+from planners.prices.memory_phases import Habits, Phase, apart, phases, worst
 from planners.work import Number
 
 __all__ = ["Footprint", "Remat", "footprint", "memory", "shard_bytes"]
@@ -90,12 +90,15 @@ def _on_cpu(
     them as residuals of the layer scan, sharded like the weights (seen in compiled programs, jax 0.10 on
     CPU). With full rematerialisation every block keeps its input, and the block in flight its activations.
     """
-    sequences = candidates.microbatch // candidates.replicas
+    sequences = workload.at_once(candidates.microbatch // candidates.replicas)
     fsdp = candidates.sizes["fsdp"] > 1
     none = candidates.remat == candidates.remats.index("none")
     casts = np.asarray(step.casts)
     parts: dict[str, Number] = {
-        "gradient_accumulator": np.where(candidates.microbatch < workload.batch, step.accumulator, 0),
+        "gradient_accumulator": np.where(
+            (candidates.microbatch < workload.batch) | (workload.documents > 0), step.accumulator, 0
+        ),
+        "document_gradients": apart(workload, sequences),
         "working_parameters": np.minimum(unroll + fsdp, workload.layers) * step.layer
         + np.where(fsdp | casts, step.others, 0),
         "working_gradients": np.where(fsdp, np.maximum(step.layer, step.others), 0),

@@ -45,10 +45,10 @@ def phases(
     fsdp, tensor = sizes["fsdp"] > 1, sizes["tensor"]
     none = candidates.remat == candidates.remats.index("none")
     chunked = candidates.loss_chunks > 1
-    accumulates = candidates.microbatch < workload.batch
+    accumulates = (candidates.microbatch < workload.batch) | (workload.documents > 0)
     factor = np.asarray([each.block for each in habit])[candidates.remat]
 
-    sequences = candidates.microbatch // candidates.replicas
+    sequences = workload.at_once(candidates.microbatch // candidates.replicas)
     split = np.where(candidates.sequence, tensor, 1)
     carry = sequences * step.carry / split
     kept = sequences * (step.activations - step.whole * (1 - 1 / split))
@@ -69,11 +69,18 @@ def phases(
     }
     backward: Phase = {
         "gradients": step.block_gradients,
+        "document_gradients": apart(workload, sequences),
         "block_transient": np.where(none, _block(step, fsdp, wide, carry), _block_again(step, wide, kept, carry))
         * factor,
         "head_gradient": step.vocabulary_rest,
     }
     return {"loss": always | loss, "backward": always | backward, "update": {"gradients": step.accumulator}}
+
+
+def apart(workload: Workload, sequences: np.ndarray) -> Number:
+    """Gradients in float32 that are kept apart until they are clipped, whole: rows are split over devices, and tensors
+    are not."""
+    return 4 * workload.parameter_count * sequences if workload.documents else 0
 
 
 def _block(step: Footprint, fsdp: np.ndarray, wide: Number, carry: Number) -> np.ndarray:

@@ -165,7 +165,7 @@ def test_10_a_handover_moved_to_another_place(audit: Path, keys: Keys, monkeypat
         log.hand_over(new)
     (audit / "log.vkey").write_text(f"{new.verifier}\n")
     said = rotation.Statement("log", earlier, body["old"], body["new"])
-    monkeypatch.setattr(rotation, "_checked", lambda *_: said)
+    monkeypatch.setattr(rotation, "checked", lambda *_: said)
     assert read_log(audit, keys=None).key == new.verifier, "the signatures alone are content"
 
 

@@ -3,7 +3,9 @@
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
+import random
 import shutil
 import subprocess
 import tarfile
@@ -13,18 +15,23 @@ from pathlib import Path
 
 import pyrage
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from jaxlm import copies
+from jaxlm.checkpoints.errors import CheckpointError
+from jaxlm.checkpoints.store import Keep, Store
 from jaxlm.config import Run
 from jaxlm.copies import bring_back, take
 from jaxlm.folder import Folder
-from jaxlm.governance import snapshot
+from jaxlm.governance import age, model_signature, snapshot
 from jaxlm.governance.audit import read_log
 from jaxlm.governance.errors import GovernanceError, Rejected
-from jaxlm.governance.keys import Keys
+from jaxlm.governance.keys import Keys, public_pem, write_public
+from jaxlm.governance.notary import Notary
 from jaxlm.governance.snapshot import Binding
-from tests.governance.test_checkpoints import _restore
-from tests.governance.test_going_back import keys, run  # noqa: F401  (fixtures)
+from jaxlm.governance.trail import Trail
+from tests.governance.test_checkpoints import _restore, _state
+from tests.governance.test_going_back import START, keys, run  # noqa: F401  (fixtures)
 from tests.governance.test_run import jaxlm
 
 
@@ -73,6 +80,78 @@ def test_a_checkpoint_comes_back_bit_for_bit_to_its_place(
     assert not list((run / "checkpoints").glob(".restoring*"))
     jaxlm("audit", "restore", out, "--identity", identity, "--of", run, code=2)  # it is there already
     assert "exists already" in capsys.readouterr().err
+
+
+def test_a_run_copies_each_checkpoint_while_it_trains(tmp_path: Path, keys: Keys, identity: Path):  # noqa: F811
+    home, to = tmp_path / "run", [f" {_recipient(identity)}\n"]
+    home.mkdir()
+    with Trail(home / "audit", keys=keys) as trail:
+        copying = copies.Copying(trail, home / "checkpoints", to, tmp_path / "elsewhere", "run")
+        pem = public_pem(keys.checkpoint().public_key())
+        write_public(home / "audit/signer.pem", pem)
+        trail.commit("run.start", {**START, "signer": hashlib.sha256(pem).hexdigest()})
+        with Store(home / "checkpoints", Keep(), notary=Notary(trail, {}, copy=copying)) as store:
+            store.save(10, _state(1), {}, blocking=True)
+            store.save(20, _state(2), {}, blocking=True)
+            before = _files(home / "checkpoints/20")
+        copying(model_signature.read(home / "checkpoints/20", keys.checkpoint().public_key()))
+    Folder(home).write_config(Run())
+    assert sorted(p.name for p in (tmp_path / "elsewhere").iterdir()) == ["run-10.age", "run-20.2.age", "run-20.age"]
+    made = [e.body for e in read_log(home / "audit", keys=keys).entries if e.kind == "ckpt.snapshot"]
+    assert [(body["step"], body["name"]) for body in made] == [
+        (10, "run-10.age"),
+        (20, "run-20.age"),
+        (20, "run-20.2.age"),
+    ]
+    shutil.rmtree(home / "checkpoints/20")
+    found = bring_back(tmp_path / "elsewhere/run-20.age", identity, run=home, step=20)
+    assert found.logged
+    assert _files(home / "checkpoints/20") == before
+    with pytest.raises(GovernanceError, match="recipient age1nobody"):
+        copies.Copying(trail, home / "checkpoints", ["age1nobody"], tmp_path, "run")
+
+
+def test_a_run_that_cannot_write_its_copy_does_not_count_the_save_as_done(
+    tmp_path: Path,
+    keys: Keys,  # noqa: F811
+    identity: Path,
+):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "elsewhere").write_text("a file, where a folder should be")
+    with Trail(tmp_path / "run/audit", keys=keys) as trail:
+        copying = copies.Copying(
+            trail, tmp_path / "run/checkpoints", [_recipient(identity)], tmp_path / "elsewhere", "x"
+        )
+        store = Store(tmp_path / "run/checkpoints", Keep(), notary=Notary(trail, {}, copy=copying))
+        with pytest.raises(CheckpointError, match="elsewhere"):
+            store.save(10, _state(1), {}, blocking=True)
+
+
+@pytest.mark.parametrize("size", [0, 1, age.CHUNK - 1, age.CHUNK, age.CHUNK + 1, 3 * age.CHUNK])
+def test_another_implementation_of_age_reads_what_ours_wrote(size: int):
+    """pyrage is Rust's `age`, which has no line in common with our writer."""
+    owner, other = pyrage.x25519.Identity.generate(), pyrage.x25519.Identity.generate()
+    content = random.Random(size).randbytes(size)
+    cuts = sorted(random.Random(size).choices(range(size + 1), k=5))
+    pieces = [content[a:b] for a, b in itertools.pairwise([0, *cuts, size])]
+    to = snapshot.recipients([str(owner.to_public()), str(other.to_public())])
+    sealed = b"".join(age.encrypt(pieces, to))
+    for identity in (owner, other):
+        assert pyrage.decrypt(sealed, [identity]) == content
+    with pytest.raises(pyrage.DecryptError):
+        pyrage.decrypt(sealed, [pyrage.x25519.Identity.generate()])
+    for changed in (sealed[:-1], sealed[:-1] + bytes([sealed[-1] ^ 1]), sealed.replace(b"X25519", b"X25518", 1)):
+        with pytest.raises(pyrage.DecryptError):
+            pyrage.decrypt(changed, [owner])
+
+
+def test_who_cannot_be_written_to_is_refused():
+    with pytest.raises(ValueError, match="32 bytes"):
+        age.public_key("age1qqqqqqqqqq")
+    with pytest.raises(ValueError, match="nobody"):
+        next(age.encrypt([b"x"], []))
+    with pytest.raises(ValueError, match="shared key"):
+        next(age.encrypt([b"x"], [X25519PublicKey.from_public_bytes(bytes(32))]))  # every secret with it is zero
 
 
 def test_age_and_tar_open_it(taken: Path, identity: Path, run: Path, tmp_path: Path):  # noqa: F811

@@ -1,5 +1,6 @@
 """Bytes per device: exact where they must be, close to closed forms elsewhere, and monotone."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -136,3 +137,14 @@ def test_peak_is_the_worst_phase_and_no_sum_of_all() -> None:
     found = phases(footprint(work, candidates.sizes), work, candidates)
     totals = [np.sum([np.zeros(3) + part for part in phase.values()], axis=0) for phase in found.values()]
     assert np.allclose(temporaries(found, 3), np.max(totals, axis=0))
+
+
+def test_gradients_of_single_documents_are_whole_on_every_device() -> None:
+    work = dataclasses.replace(workloads.nano(16), documents=2)
+    summed, apart = (memory(each, 4, 16, data=2, fsdp=2) for each in (workloads.nano(16), work))
+    assert "document_gradients" not in summed
+    assert apart["document_gradients"] == 2 * 4 * work.parameter_count
+    assert apart["gradient_accumulator"] > 0
+    assert apart["activations"] == summed["activations"] / 2, "two of the four sequences of a device at a time"
+    few = memory(dataclasses.replace(work, documents=100), 4, 16, data=2, fsdp=2)
+    assert few["document_gradients"] == 4 * 4 * work.parameter_count, "no more than the microbatch holds"
