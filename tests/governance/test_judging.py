@@ -1,6 +1,6 @@
 """A policy that is followed: what is logged, what a failure is, and what a changed file does. Attack 21 of the
-reference, in its parts: a rule that throws, one that takes too long, a file that is edited, an engine that is not
-there. Each also with the defence off, which is the fail mode `alert`."""
+reference, in its parts: a rule that throws, an engine that was killed, hangs, answers nonsense, lies or is not there, a
+file that is edited. Each also with the defence off, which is the fail mode `alert`."""
 
 import os
 import signal
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from jaxlm.governance import approvals, judging, policy_worker
+from jaxlm.governance import engine as engine_of_policies
 from jaxlm.governance.approvals import Open
 from jaxlm.governance.audit import read_log
 from jaxlm.governance.engine import Engine
@@ -107,19 +108,69 @@ def test_21_an_engine_that_was_killed_halts_and_is_started_again_only_where_the_
     assert action_of(run.step(4, 9.0)) == "halt"
 
 
+@pytest.mark.parametrize(("fail", "action"), [("", "halt"), ("fail: alert\n", "go")])
+def test_21_an_engine_that_hangs_halts(follows: Make, fail: str, action: str):
+    run = follows(f"{fail}deadline_seconds: 2\n{LOSS}")
+    assert run.step(1) == []
+    engine = run.judging._engine
+    assert engine is not None
+    engine.deadline = 0.2
+    os.kill(engine.pid, signal.SIGSTOP)
+    found = run.step(2, 9.0)
+    assert action_of(found) == action, "with the defence off a broken rule is passed"
+    assert [(v.body["rule"], "no answer in time" in v.body["why"]) for v in found] == [("engine", True)]
+
+
+NONSENSE = """
+import runpy
+worker = runpy.run_path({worker!r})
+worker["write"]({{"sandbox": []}})
+rules = worker["read"]()
+worker["write"]({{"id": rules["id"], "loaded": sorted(rules["rules"])}})
+while (asked := worker["read"]()) is not None:
+    worker["write"]({{"id": asked["id"], "said": {said}}})
+"""
+
+
+@pytest.mark.parametrize("said", ["{}", "'all is well'", "dict.fromkeys(asked['of'], 0)"])
+@pytest.mark.parametrize(("fail", "action"), [("", "halt"), ("fail: alert\n", "go")])
+def test_21_an_engine_that_answers_nonsense_halts(
+    follows: Make, fail: str, action: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "worker.py").write_text(NONSENSE.format(worker=policy_worker.__file__, said=said))
+    monkeypatch.setattr(policy_worker, "__file__", str(tmp_path / "worker.py"))
+    found = follows(fail + LOSS).step(1, 9.0)
+    assert action_of(found) == action, "with the defence off a broken rule is passed"
+    assert [(v.body["rule"], "its answer is none" in v.body["why"]) for v in found] == [("engine", True)]
+
+
+@pytest.mark.parametrize("lies_are_looked_for", [True, False])
+def test_21_an_engine_that_finds_nothing_ever_halts(
+    follows: Make, lies_are_looked_for: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    worker = NONSENSE.format(worker=policy_worker.__file__, said="dict.fromkeys(asked['of'], False)")
+    (tmp_path / "worker.py").write_text(worker)
+    monkeypatch.setattr(policy_worker, "__file__", str(tmp_path / "worker.py"))
+    monkeypatch.setattr(engine_of_policies.secrets, "randbits", lambda _: int(lies_are_looked_for))
+    found = follows(LOSS).step(1, 9.0)
+    assert action_of(found) == ("halt" if lies_are_looked_for else "go"), "the rule is broken, and it says no"
+
+
+@pytest.mark.parametrize(("fail", "action"), [("", "halt"), ("fail: alert\n", "alert")])
 def test_21_an_engine_that_is_not_there_halts_before_the_first_step(
-    follows: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    follows: Make, fail: str, action: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(policy_worker, "__file__", str(tmp_path / "gone.py"))
-    run = follows(LOSS)
+    run = follows(fail + LOSS)
     (verdict,) = run.judging.begin(0)
-    assert (verdict.body["rule"], verdict.body["action"], verdict.body["sandbox"]) == ("engine", "halt", [])
+    assert (verdict.body["rule"], verdict.body["action"], verdict.body["sandbox"]) == ("engine", action, [])
 
 
-def test_21_a_fault_of_ours_is_a_failure_too(follows: Make):
-    run = follows(LOSS)
+@pytest.mark.parametrize(("fail", "action"), [("", "halt"), ("fail: alert\n", "alert")])
+def test_21_a_fault_of_ours_is_a_failure_too(follows: Make, fail: str, action: str):
+    run = follows(fail + LOSS)
     (verdict,) = run.judging.judge(1, lambda: {}["nothing"])
-    assert (verdict.body["action"], verdict.body["failed"]) == ("halt", True)
+    assert (verdict.body["action"], verdict.body["failed"]) == (action, True)
 
 
 def test_21_an_edited_policy_is_followed_and_named_and_a_broken_one_is_not_followed(follows: Make):
@@ -127,7 +178,9 @@ def test_21_an_edited_policy_is_followed_and_named_and_a_broken_one_is_not_follo
     run.judging.begin(0)
     first = run.judging.loaded.digest
     run.path.write_text("rules: [{name: loss, when: train.los > 99.0, action: alert}]\n")
-    assert action_of(run.step(1, 9.0)) == "halt", "the rules stay as they were"
+    assert action_of(run.step(1, 9.0)) == "halt", (
+        "the rules stay as they were; without, the loss would pass the new one"
+    )
     run.path.unlink()
     assert run.step(2, 1.0) == []
     run.path.write_text("rules: [{name: loss, when: train.loss > 99.0, action: alert}]\n")
