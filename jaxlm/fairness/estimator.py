@@ -50,6 +50,8 @@ class FairClassifier(ClassifierMixin, BaseEstimator):
         strength: of the adversary (lambda of equation 14).
         witness_strength: of the witness term (lambda of equation 3).
         witness: `decision`, `mmd` or `network`, see `jaxlm.fairness.witness`.
+        sharpness: of the softened decisions that the witness `decision` compares.
+        memory: from 0 to below 1: the witness `decision` knows the gap from past minibatches too.
         reweighting: `none`, `kamiran_calders`, `balanced_classes`, `balanced_sampling` or `group_dro`.
         hidden: layers of the MLP; none is logistic regression.
         interactions: adds squares and products of the columns; for tables of few columns.
@@ -86,6 +88,8 @@ class FairClassifier(ClassifierMixin, BaseEstimator):
         strength: float = 1.0,
         witness_strength: float = 0.0,
         witness: Witness = "decision",
+        sharpness: float = 1.0,
+        memory: float = 0.0,
         reweighting: Reweighting = "none",
         hidden: Sequence[int] = (64,),
         interactions: bool = False,
@@ -110,6 +114,8 @@ class FairClassifier(ClassifierMixin, BaseEstimator):
         self.strength = strength
         self.witness_strength = witness_strength
         self.witness: Witness = witness
+        self.sharpness = sharpness
+        self.memory = memory
         self.reweighting = reweighting
         self.hidden = hidden
         self.interactions = interactions
@@ -278,7 +284,8 @@ class FairClassifier(ClassifierMixin, BaseEstimator):
             lr=self.learning_rate, decay=self.decay, adversary=protected and adversary,
             adversary_hidden=tuple(self.adversary_hidden), adversary_lr=self.adversary_learning_rate, view=self.view,
             mode=self.mode, update=self.update, schedule=self.schedule,
-            witness=self.witness if protected and witness else None, clip_norm=self.clip_norm,
+            witness=self.witness if protected and witness else None, sharpness=self.sharpness, memory=self.memory,
+            clip_norm=self.clip_norm,
             balanced=protected and self.reweighting == "balanced_sampling",
             dro=0.01 if protected and self.reweighting == "group_dro" else 0.0,
             stop=Rule(early=self.early_stopping and protected and adversary),

@@ -23,7 +23,7 @@ from jaxlm.fairness.predictor import Predictor
 from jaxlm.fairness.reversal import Schedule, reverse, weight_at
 from jaxlm.fairness.reweighting import dro_weights
 from jaxlm.fairness.stopping import Rule
-from jaxlm.fairness.witness import Witness, decision_gap, mmd, network_gap, strata
+from jaxlm.fairness.witness import Memory, Witness, decision_gap, mmd, network_gap, remembered_gap, strata
 
 Mode = Literal["per_step", "per_epoch", "blocks"]
 Update = Literal["reversal", "projection", "normalised"]
@@ -56,6 +56,8 @@ class Recipe:
         schedule: of both strengths over training.
         witness: class of witness functions of equation 3, or None for no such term.
         sharpness: of the softened decision that the witness `decision` compares.
+        memory: of the witness `decision`, from 0 to below 1: the gap whose square is made small is a running mean over
+            past minibatches that forgets at this rate, for the gap of one is mostly chance; 0 for that of each alone.
         clip_norm: bound of the gradient's norm in the predictor's weights, sqrt(delta) in equation 4; 0 for none.
         balanced: whether minibatches are drawn with every cell of group and label equally likely.
         dro: step size of group DRO over those cells; 0 for none.
@@ -79,10 +81,15 @@ class Recipe:
     schedule: Schedule = "linear"
     witness: Witness | None = None
     sharpness: float = 1.0
+    memory: float = 0.0
     clip_norm: float = 0.0
     balanced: bool = False
     dro: float = 0.0
     stop: Rule = Rule()
+
+    def __post_init__(self) -> None:
+        if not self.sharpness > 0 or not 0 <= self.memory < 1:
+            raise ValueError(f"sharpness={self.sharpness} must be above 0, memory={self.memory} in [0, 1)")
 
 
 class Strengths(NamedTuple):
@@ -113,6 +120,7 @@ class Carry(NamedTuple):
     model_state: Any
     players_state: Any
     q_C: jax.Array
+    past: tuple[Memory, ...]
     step: jax.Array
     good: Predictor
     watch: stopping.Watch
@@ -148,11 +156,18 @@ def train(
     def see(logits_B: jax.Array, z_BZ: jax.Array) -> jax.Array:
         return logits_B[:, None] if recipe.view == "logit" else z_BZ
 
-    def witness(players: Any, logits_B: jax.Array, z_BZ: jax.Array, batch: Rows) -> jax.Array:
-        found = jnp.zeros(())
+    def witness(
+        players: Any, past: Sequence[Memory], logits_B: jax.Array, z_BZ: jax.Array, batch: Rows
+    ) -> tuple[jax.Array, tuple[Memory, ...]]:
+        found, now = jnp.zeros(()), list(past)
         for i, attribute in enumerate(attributes):
             within_BS = strata(attribute.criterion, batch.labels)
-            if recipe.witness == "decision":
+            if recipe.witness == "decision" and recipe.memory:
+                term, now[i] = remembered_gap(
+                    past[i], logits_B, within_BS, batch.targets[i], recipe.memory, recipe.sharpness
+                )
+                found += term
+            elif recipe.witness == "decision":
                 found += decision_gap(logits_B, within_BS, batch.targets[i], recipe.sharpness)
             elif recipe.witness == "mmd":
                 found += mmd(see(logits_B, z_BZ), within_BS, batch.targets[i])
@@ -160,7 +175,7 @@ def train(
                 # Trained to make the gap large while the model makes it small: the same reversal, the other way round.
                 seen_BZ = reverse(see(logits_B, z_BZ))
                 found -= network_gap(players["witness"][i], seen_BZ, within_BS, batch.targets[i])
-        return found
+        return found, tuple(now)
 
     def task(model: Predictor, q_C: jax.Array, batch: Rows, key: jax.Array) -> tuple[jax.Array, Any]:
         logits_B, z_BZ = model(batch.x, key if recipe.dropout else None)
@@ -188,22 +203,24 @@ def train(
         ladv = weight_at(progress, strengths.adversary, recipe.schedule) * active
         lwit = weight_at(progress, strengths.witness, recipe.schedule) * active
 
-        def everything(model: Predictor, players: Any, adversary_weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def everything(model: Predictor, players: Any, adversary_weight: jax.Array) -> tuple[jax.Array, Any]:
             loss, (logits_B, z_BZ, q_C) = task(model, carry.q_C, batch, kd)
+            past = carry.past
             if recipe.witness is not None:
                 opponents = players if recipe.witness == "network" else None
-                loss += lwit * witness(opponents, logits_B, z_BZ, batch)
+                term, past = witness(opponents, carry.past, logits_B, z_BZ, batch)
+                loss += lwit * term
             if recipe.adversary:
                 loss += guess(players, reverse(see(logits_B, z_BZ), adversary_weight), batch)
-            return loss, q_C
+            return loss, (q_C, past)
 
         gradients = jax.grad(everything, argnums=(0, 1), has_aux=True)
         if recipe.adversary and recipe.update != "reversal":
-            (gm, gp), q_C = gradients(carry.model, carry.players, jnp.zeros(()))
+            (gm, gp), (q_C, past) = gradients(carry.model, carry.players, jnp.zeros(()))
             against = jax.grad(lambda m: guess(carry.players, see(*m(batch.x)), batch))(carry.model)
             gm = combine(gm, against, ladv, recipe.update)
         else:
-            (gm, gp), q_C = gradients(carry.model, carry.players, ladv)
+            (gm, gp), (q_C, past) = gradients(carry.model, carry.players, ladv)
         model, model_state, players, players_state = carry.model, carry.model_state, carry.players, carry.players_state
         if learn:
             change, model_state = optimizer.update(gm, model_state)
@@ -213,8 +230,9 @@ def train(
             players = apply(players, change)
         step = carry.step + int(learn or recipe.mode == "blocks")
         return carry._replace(
-            model=model, model_state=model_state, players=players, players_state=players_state, q_C=q_C, step=step
-        )
+            model=model, model_state=model_state, players=players, players_state=players_state, q_C=q_C,
+            past=past, step=step,
+        )  # fmt: skip
 
     def run(carry: Carry, indices_KB: jax.Array, learn: bool, play: bool) -> Carry:
         return jax.lax.scan(lambda c, i: (minibatch(c, i, learn, play), None), carry, indices_KB)[0]
@@ -260,6 +278,7 @@ def train(
         model_state=optimizer.init(model),  # pyright: ignore[reportArgumentType]
         players_state=opponent.init(players),
         q_C=jnp.full((_cells(rows),), 1.0 / _cells(rows)),
+        past=tuple(Memory.empty(a.criterion, t.shape[1]) for a, t in zip(attributes, rows.targets, strict=True)),
         step=jnp.zeros((), jnp.int32),
         good=model,
         watch=stopping.begin(),

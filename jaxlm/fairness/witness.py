@@ -12,7 +12,7 @@ Axes: B rows, Z what the witness sees, H heads of an attribute, S strata (labels
 """
 
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +71,38 @@ def decision_gap(
     """
     gap_SH, variance_SH = gaps(jax.nn.sigmoid(sharpness * logits_B), strata_BS, targets_BH)
     return jnp.sum(jnp.square(gap_SH) - variance_SH)
+
+
+class Memory(NamedTuple):
+    """A running mean of gaps: a sum [S, H] whose terms fade, and the sum of their weights (0: nothing seen yet)."""
+
+    total: jax.Array
+    weight: jax.Array
+
+    @classmethod
+    def empty(cls, criterion: Criterion, heads: int) -> "Memory":
+        size = 2 if criterion == "equalized_odds" else 1
+        return cls(total=jnp.zeros((size, heads)), weight=jnp.zeros(()))
+
+
+def remembered_gap(
+    past: Memory,
+    logits_B: Float[Array, " B"],
+    strata_BS: Float[Array, "B S"],
+    targets_BH: Float[Array, "B H"],
+    rate: float,
+    sharpness: float = 1.0,
+) -> tuple[Float[Array, ""], Memory]:
+    """A term with the gradient of `decision_gap` that knows the gap from earlier batches, and what is remembered next.
+
+    The gradient of gap^2 is 2 gap d(gap): the first factor is the running mean of batches before this one, so that
+    neither factor's noise meets the other's (no bias to take off), and a batch's chance gap no longer steers.
+    """
+    gap_SH, _ = gaps(jax.nn.sigmoid(sharpness * logits_B), strata_BS, targets_BH)
+    mean_SH = past.total / jnp.maximum(past.weight, 1e-6)
+    now = jax.lax.stop_gradient(gap_SH)
+    memory = Memory(total=rate * past.total + (1 - rate) * now, weight=rate * past.weight + (1 - rate))
+    return jnp.sum(2 * jax.lax.stop_gradient(mean_SH) * gap_SH), memory
 
 
 def mmd(z_BZ: Float[Array, "B Z"], strata_BS: Float[Array, "B S"], targets_BH: Float[Array, "B H"]) -> Float[Array, ""]:

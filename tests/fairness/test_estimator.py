@@ -46,9 +46,10 @@ def test_the_baseline_is_not_debiased_and_strength_zero_is_it_bit_for_bit(base):
         pytest.param(dict(strength=4.0, mode="per_epoch"), marks=pytest.mark.slow),
         pytest.param(dict(strength=6.0, mode="blocks"), marks=pytest.mark.slow),
         dict(strength=0.0, witness_strength=10.0),
+        pytest.param(dict(strength=0.0, witness_strength=10.0, memory=0.9), marks=pytest.mark.slow),
         dict(strength=0.0, witness_strength=10.0, witness="mmd", criterion="demographic_parity"),
     ],
-    ids=["per_step", "per_epoch", "blocks", "decision", "mmd"],
+    ids=["per_step", "per_epoch", "blocks", "decision", "remembered", "mmd"],
 )
 def test_every_way_of_debiasing_narrows_the_gap(base, options):
     model = fair(**options).fit(X, Y, sensitive_features=RACE)
@@ -129,6 +130,12 @@ def test_what_is_wrong_with_an_attribute_is_said_in_one_message(case):
     with pytest.raises(ValueError, match=message) as error:
         fair().fit(X, Y, sensitive_features={"race": values})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("options", [dict(memory=1.0), dict(memory=-0.1), dict(sharpness=0.0)])
+def test_a_witness_without_an_end_or_an_edge_is_refused(options):
+    with pytest.raises(ValueError, match=r"sharpness=\S+ must be above 0, memory=\S+ in \[0, 1\)"):
+        fair(witness_strength=1.0, **options).fit(X, Y, sensitive_features=RACE)
 
 
 def test_criteria_must_speak_of_the_given_attributes():

@@ -43,6 +43,27 @@ def test_the_squared_gap_of_small_batches_is_right_on_average():
     assert naive > 6 * spread, "the plain square would not be"
 
 
+def test_remembered_gaps_have_the_gradient_of_the_squared_gap_with_less_noise():
+    sides, within = jnp.asarray(TARGET), witness.strata("equalized_odds", jnp.asarray(LABEL))
+    logits = jnp.asarray(LOGIT)
+    whole = lambda shift: witness.gaps(jax.nn.sigmoid(logits + shift * sides[:, 0]), within, sides)[0]
+    wanted = float(jax.grad(lambda shift: jnp.sum(jnp.square(whole(shift))))(0.0))
+
+    def slopes(past, rows):
+        logit = lambda shift: logits[rows] + shift * sides[rows, 0]
+        term = lambda shift: witness.remembered_gap(past, logit(shift), within[rows], sides[rows], 0.95)
+        alone = lambda shift: witness.decision_gap(logit(shift), within[rows], sides[rows])
+        slope, past = jax.grad(term, has_aux=True)(0.0)
+        return past, jnp.stack([slope, jax.grad(alone)(0.0)])
+
+    batches = np.random.default_rng(3).choice(N, (500, 60))
+    _, found = jax.lax.scan(slopes, witness.Memory.empty("equalized_odds", 1), jnp.asarray(batches))
+    assert found[0, 0] == 0.0, "nothing is remembered yet"
+    remembered, alone = np.asarray(found[100:]).T
+    assert remembered.mean() == pytest.approx(wanted, rel=0.15)
+    assert remembered.std() < 0.5 * alone.std()
+
+
 def test_mmd_is_near_zero_for_equal_groups_and_grows_with_their_distance():
     every = jnp.ones((N, 1))
     measure = jax.jit(lambda z: witness.mmd(z, every, jnp.asarray(TARGET)))

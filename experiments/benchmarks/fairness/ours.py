@@ -13,11 +13,14 @@ STRENGTHS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
 WITNESS = 6.0
 
 
-def ours(*, adversary: float = 1.0, witness: float = 0.0, attribute: bool = False, **options: Any) -> Method:
+def ours(
+    *, adversary: float = 1.0, witness: float = 0.0, attribute: bool = False,
+    strengths: tuple[float, ...] = STRENGTHS, **options: Any,
+) -> Method:  # fmt: skip
     """Strength s gives the adversary `adversary * s` and the witness term `witness * s`."""
 
     def method(fold: Fold, grid: int) -> list[Outcome]:
-        pairs = [(adversary * s, witness * s) for s in along(STRENGTHS, grid)]
+        pairs = [(adversary * s, witness * s) for s in along(strengths, grid)]
         large = len(fold.train.y) > 10_000
         sizes: dict[str, Any] = dict(epochs=15, batch_size=512) if large else dict(epochs=40, batch_size=256)
         model = FairClassifier(
@@ -34,7 +37,7 @@ def ours(*, adversary: float = 1.0, witness: float = 0.0, attribute: bool = Fals
 
         return [
             Outcome(strength=s, validation=said(each, fold.validation), test=said(each, fold.test), seconds=seconds)
-            for s, each in zip(along(STRENGTHS, grid), fitted, strict=True)
+            for s, each in zip(along(strengths, grid), fitted, strict=True)
         ]
 
     return method
