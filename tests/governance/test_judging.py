@@ -43,6 +43,26 @@ class Follows:
         return [(entry.kind, entry.body) for entry in known.entries]
 
 
+@pytest.fixture(scope="module")
+def lent():
+    """An engine that tests share, for it takes most of their time to start one."""
+    with Engine([], 10.0) as engine:
+        engine.ready()
+        yield engine
+
+
+@pytest.fixture
+def shared(lent: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are judged by the shared engine: for tests of what is done with its answers, not of what becomes of it."""
+
+    def lend(rules: Any, deadline: float) -> Engine:
+        lent.load(rules, deadline)
+        return lent
+
+    monkeypatch.setattr(judging, "Engine", lend)
+    monkeypatch.setattr(lent, "close", lambda: None)
+
+
 @pytest.fixture
 def follows(tmp_path: Path):
     made: list[Follows] = []
@@ -60,6 +80,7 @@ def follows(tmp_path: Path):
 Make = Callable[[str], Follows]
 
 
+@pytest.mark.usefixtures("shared")
 def test_a_verdict_is_durable_before_anybody_acts_on_it_and_names_its_policy(follows: Make):
     run = follows(LOSS)
     assert run.judging.begin(0) == []
@@ -74,6 +95,7 @@ def test_a_verdict_is_durable_before_anybody_acts_on_it_and_names_its_policy(fol
     assert approvals.kept(run.trail.audit, body["policy"]).content == LOSS.encode()
 
 
+@pytest.mark.usefixtures("shared")
 @pytest.mark.parametrize(("fail", "action"), [("", "halt"), ("fail: alert\n", "go")])
 def test_21_a_rule_that_throws_halts_unless_the_policy_says_otherwise(follows: Make, fail: str, action: str):
     run = follows(f"{fail}rules: [{SILENT}, {{name: loss, when: train.loss > 8.0, action: alert}}]\n")
@@ -84,6 +106,7 @@ def test_21_a_rule_that_throws_halts_unless_the_policy_says_otherwise(follows: M
     ]
 
 
+@pytest.mark.usefixtures("shared")
 @pytest.mark.parametrize(("fail", "action"), [("", "halt"), ("fail: alert\n", "go")])
 def test_21_a_number_that_is_none_is_no_way_past_a_rule(follows: Make, fail: str, action: str):
     run = follows(fail + LOSS)
@@ -166,6 +189,7 @@ def test_21_an_engine_that_is_not_there_halts_before_the_first_step(
     assert (verdict.body["rule"], verdict.body["action"], verdict.body["sandbox"]) == ("engine", action, [])
 
 
+@pytest.mark.usefixtures("shared")
 @pytest.mark.parametrize(("fail", "action"), [("", "halt"), ("fail: alert\n", "alert")])
 def test_21_a_fault_of_ours_is_a_failure_too(follows: Make, fail: str, action: str):
     run = follows(fail + LOSS)
@@ -173,6 +197,7 @@ def test_21_a_fault_of_ours_is_a_failure_too(follows: Make, fail: str, action: s
     assert (verdict.body["action"], verdict.body["failed"]) == (action, True)
 
 
+@pytest.mark.usefixtures("shared")
 def test_21_an_edited_policy_is_followed_and_named_and_a_broken_one_is_not_followed(follows: Make):
     run = follows(LOSS)
     run.judging.begin(0)
@@ -195,6 +220,7 @@ def test_21_an_edited_policy_is_followed_and_named_and_a_broken_one_is_not_follo
     assert {approvals.kept(run.trail.audit, digest).digest for digest in (first, second)} == {first, second}
 
 
+@pytest.mark.usefixtures("shared")
 def test_a_rule_over_layers_is_judged_when_there_are_new_ones(follows: Make):
     run = follows('rules: [{name: big, when: "layers.exists(n, layers[n].update > 1.0)", action: alert}]\n')
     known: dict[str, Any] = {"step": 1, "train": {"loss": 1.0}}
@@ -205,6 +231,7 @@ def test_a_rule_over_layers_is_judged_when_there_are_new_ones(follows: Make):
     assert "big" in run.judging.standing.held
 
 
+@pytest.mark.usefixtures("shared")
 def test_steps_between_are_not_judged(follows: Make):
     run = follows("every: 3\n" + LOSS)
     assert [len(run.step(step, 9.0 if step in (2, 3) else 1.0)) for step in range(1, 7)] == [0, 0, 1, 0, 0, 0]
