@@ -14,6 +14,8 @@ from jaxlm.governance.heads import Head
 from jaxlm.governance.log import Log
 from jaxlm.governance.merkle import Tree, leaf_hash
 from jaxlm.governance.notes import LogKey, Note, WitnessKey
+from jaxlm.governance.quorum import NoQuorum
+from jaxlm.governance.trust import Trust
 from jaxlm.governance.witness import Refused, Witness, request, serve
 from jaxlm.governance.witnessing import Witnessing
 
@@ -218,6 +220,16 @@ def test_a_log_cannot_be_its_own_witness(tmp_path: Path):
     text = f"log {KEY.verifier}\nwitness w {WitnessKey('w', KEY.private).verifier}\nquorum w\n"
     with pytest.raises(Rejected, match="no witness of itself"):
         quorum.parse(text.encode())
+
+
+def test_a_witness_that_the_logs_own_operator_runs_counts_for_nothing():
+    mine = WITNESSES[0]
+    note = _note(_tree(5)).add([mine.cosign(_note(_tree(5)).text, 1)])
+    trust = Trust(policy=policy({}, least=1))
+    said, head = trust.judge(KEY.verifier, [note])
+    assert (head, mine.name in said) == (heads.parse(note.text), True), "with the defence off it is a quorum"
+    with pytest.raises(NoQuorum, match="no quorum"):
+        trust.judge(KEY.verifier, [note], own=[mine.verifier.key])
 
 
 def test_witnesses_are_asked_at_once_so_that_one_that_is_down_is_said_while_a_short_run_lasts(tmp_path: Path):
