@@ -44,15 +44,13 @@ save_qkv_proj, save_dot_with_context_except_mlp ("all but mlp"), minimal (JAX's 
 class Subject:
     """One training step on one cluster, everything decided but its rematerialisation.
 
-    `beyond_none` and `beyond_full` are bytes that compiled steps need beyond what is predicted of them, learned from
-    the two ends: without and with full rematerialisation.
+    `beyond`: bytes that steps of this mesh need beyond what is predicted of them, learned from a few compiled mixes.
     """
 
     case: Case
     cluster_name: str
     offload: bool = False
-    beyond_none: float = 0.0
-    beyond_full: float = 0.0
+    beyond: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.case.preset} on {self.cluster_name}, {self.case.mesh}"
@@ -74,27 +72,18 @@ class Subject:
         )
         prices = price(self.workload, self.cluster, both, assumptions=Assumptions())
         found = {name: prices.prediction(row) for row, name in enumerate(REMATS)}
-        beyond = {"none": self.beyond_none, "full": self.beyond_full}
 
         def known(name: str) -> Prediction:
             parts = {part: size for part, size in found[name].memory.items() if part != "runtime"}
-            return dataclasses.replace(found[name], memory=parts | {"beyond": beyond[name]})
+            return dataclasses.replace(found[name], memory=parts)
 
         one = both.take(np.array([0]))
         ends = ends_of(self.workload, self.cluster.device, one, known("none"), known("full"), Assumptions())
-        return dataclasses.replace(
-            ends, phases={n: self._learned(found, beyond[n]) for n, found in ends.phases.items()}
-        )
+        return dataclasses.replace(ends, phases={name: self._alone(found) for name, found in ends.phases.items()})
 
     @staticmethod
-    def _learned(phases: Phases, beyond: float) -> Phases:
-        """What was learned of the peak is of the phase that needs most; no other can need more than the peak."""
-        parts = {name: {k: v for k, v in found.items() if k != "runtime"} for name, found in phases.items()}
-        sizes = {name: sum(found.values()) for name, found in parts.items()}
-        worst = max(sizes, key=lambda name: sizes[name])
-        peak = sizes[worst] + beyond
-        add = {name: beyond if name == worst else min(peak - size, 0.0) for name, size in sizes.items()}
-        return {name: found | {"beyond": add[name]} for name, found in parts.items()}
+    def _alone(phases: Phases) -> Phases:
+        return {name: {k: v for k, v in found.items() if k != "runtime"} for name, found in phases.items()}
 
     @cached_property
     def blocks(self) -> Blocks:
@@ -104,28 +93,29 @@ class Subject:
     def policies(self) -> list[Policy]:
         return self.blocks.policies(self.case.sizes, self.ends)
 
-    def learned(self, none: Compiled, full: Compiled) -> "Subject":
-        """The same, once both ends have been compiled."""
-        plain = dataclasses.replace(self, beyond_none=0.0, beyond_full=0.0)
-        return dataclasses.replace(
-            self,
-            beyond_none=none.memory_bytes - plain.ends.none.memory_bytes,
-            beyond_full=full.memory_bytes - plain.ends.full.memory_bytes,
-        )
+    def learned(self, compiled: Sequence[tuple[Mix, Compiled]]) -> "Subject":
+        """The same, once some mixes have been compiled: what XLA needs beyond the prediction is taken to be the same
+        number of bytes for all of them. The two ends teach less: either is off by itself, mixes much alike."""
+        plain = dataclasses.replace(self, beyond=0.0)
+        gaps = [made.memory_bytes - plain.of(mix.segments()).peak for mix, made in compiled]
+        return dataclasses.replace(self, beyond=float(np.mean(gaps)))
 
     def mix(self, strategy: str, budget: float) -> Mix:
         """What a strategy of `planners.remat` makes of a budget in bytes. Raises PlanError where nothing fits."""
-        return solver(strategy)(problem(self.ends, self.policies, budget))
+        return self._with(solver(strategy)(problem(self.ends, self.policies, budget - self.beyond)))
 
     def cheapest_in_flops(self, budget: float) -> Mix:
         """The mix with the fewest extra FLOPs of a causal step, whatever they take."""
         counted = [dataclasses.replace(each, seconds=self._flops(each, causal=True)) for each in self.policies]
-        found = solver("dp")(problem(self.ends, counted, budget))
+        found = solver("dp")(problem(self.ends, counted, budget - self.beyond))
         return self.of(found.segments())
 
     def of(self, segments: Sequence[Segment]) -> Mix:
         """Given segments as a mix, priced."""
-        return self.blocks.of(segments, self.case.sizes, self.ends)
+        return self._with(self.blocks.of(segments, self.case.sizes, self.ends))
+
+    def _with(self, mix: Mix) -> Mix:
+        return dataclasses.replace(mix, peak=mix.peak + self.beyond)
 
     def uniform(self, name: str) -> Mix:
         """One of the NAMED policies, or `none`, for all layers."""
