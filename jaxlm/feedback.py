@@ -186,7 +186,7 @@ class Feedback:
         )
         segments = [run.policy.segment(run.layers) for run in toggle.runs]
         self._record(step, toggle, segments)
-        return json.loads(json.dumps([dataclasses.asdict(each) for each in segments]))
+        return _plain(segments)
 
     def _plan(self, runs: Runs) -> Plan:
         """The plan with these runs: what is predicted of it stays what the cost model says, whatever was measured.
@@ -292,4 +292,5 @@ class Feedback:
 
 
 def _plain(segments: Sequence[Segment]) -> list[dict[str, Any]]:
-    return [dataclasses.asdict(each) for each in segments]
+    """As JSON gives them back: facts of a checkpoint must be equal to what is read from it."""
+    return json.loads(json.dumps([dataclasses.asdict(each) for each in segments]))

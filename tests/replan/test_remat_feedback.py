@@ -1,5 +1,6 @@
 """A run whose layers go over to other policies between epochs trains as one that does not, and leaves a record."""
 
+import json
 import signal
 from itertools import pairwise
 
@@ -9,6 +10,7 @@ import pytest
 from experiments.processes import free_port
 from jaxlm.cli import main
 from jaxlm.config import load
+from jaxlm.feedback import _plain
 from jaxlm.inspect import described
 from planners.machines.cluster_file import load_cluster
 from planners.plan import Plan, Segment, structure
@@ -149,3 +151,12 @@ def test_what_cannot_be_is_refused(config, changes, said, monkeypatch, capsys, t
         main()
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_segments_in_a_checkpoint_are_equal_to_what_is_read_from_it():
+    plain = _plain([Segment(layers=2, save=("q", "k"), offload=("v",)), Segment(layers=1)])
+    assert json.loads(json.dumps(plain)) == plain
+    assert [structure(each, Segment) for each in plain] == [
+        Segment(layers=2, save=("q", "k"), offload=("v",)),
+        Segment(layers=1),
+    ]
