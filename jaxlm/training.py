@@ -45,6 +45,7 @@ from jaxlm.trainer.stop import Asked, Interrupted, StopSignal, never
 from jaxlm.trainer.tracking import WeightsAndBiases
 from jaxlm.tree import named_leaves
 from jaxlm.watching import Fallback, note, react
+from jaxlm.wire import wire_of
 
 Say = Callable[[str], None]
 
@@ -112,7 +113,10 @@ class Training:
         writers = self._writers(done, progress)
         say = progress.say if progress else self.say
         evaluating = Every(run.train.eval_every, lambda at, state: self._evaluate_between_steps(at, state, say))
-        meter = Meter(self._work(loader), run.train.log_every, run.train.steps, writers)
+        wire = wire_of(self.now.session.sync)
+        if (travel := wire.sentence()) is not None:
+            say(travel)
+        meter = Meter(self._work(loader), run.train.log_every, run.train.steps, writers, wire)
         chooser = self._chooser(done, compile_seconds, say)
         changes = None if chooser is None else Changes(chooser, self.now, self.corpus, loader, self.meshes, say)
 
@@ -144,6 +148,7 @@ class Training:
         self.policing.say, self.policing.save = say, saving.finally_save
         hooks: Sequence[Hook] = self.monitor.around((self.policing, checking, saving, evaluating))
         began = time.monotonic()
+        wire.restart()
         try:
             with self.stop.deferred(), ExitStack() as last:
                 for each in (changes or self.now, progress, *writers, meter, chooser):

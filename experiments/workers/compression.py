@@ -32,6 +32,24 @@ WAYS: dict[str, Move] = {
 }
 """Means over workers of rows [H, n]. A sum of float16 is the honest 16-bit baseline on CPU, where XLA sends bfloat16 as
 float32."""
+FLAT = "fp32 flat ring"
+"""The float32 sum over all processes of all hosts at once; every other way adds up inside a host first."""
+
+
+def way(name: str, processes: int) -> Move:
+    """The mean over hosts and their processes of rows [H, n]: exact sums inside a host, a share of each to the slow
+    link, and all shares back."""
+    if name == FLAT:
+        return lambda rows: jax.lax.psum(rows, ("zone", "data")) / (rows.shape[0] * processes)
+    if processes == 1:
+        return WAYS[name]
+
+    def hierarchical(rows: jax.Array) -> jax.Array:
+        cut = rows.reshape(rows.shape[0], processes, -1).swapaxes(0, 1)
+        mean = WAYS[name](jax.lax.psum_scatter(cut, "data", scatter_dimension=0) / processes)
+        return jax.lax.all_gather(mean, "data").swapaxes(0, 1).reshape(rows.shape)
+
+    return hierarchical
 
 
 def sent() -> int:
@@ -40,21 +58,24 @@ def sent() -> int:
 
 
 def main(arguments: list[str]) -> None:
-    """`TASK.json PROCESS`: keys `coordinator`, `processes`, `elements`, `rounds`, `ways`, and `out` for the numbers."""
+    """`TASK.json PROCESS`: keys `coordinator`, `hosts`, `processes` (of each host), `elements`, `rounds`, `ways`, and
+    `out` for the numbers."""
     task, process = json.loads(Path(arguments[0]).read_text()), int(arguments[1])
-    workers, n = task["processes"], task["elements"]
-    jax.distributed.initialize(task["coordinator"], num_processes=workers, process_id=process)
-    mesh = Mesh(np.asarray(jax.devices()), ("zone",), axis_types=(AxisType.Auto,))
-    place = NamedSharding(mesh, P("zone"))
-    n = -(-n // (1024 * workers)) * 1024 * workers
+    workers, local, n = task["hosts"], task["processes"], task["elements"]
+    jax.distributed.initialize(task["coordinator"], num_processes=workers * local, process_id=process)
+    mesh = Mesh(np.asarray(jax.devices()).reshape(workers, local), ("zone", "data"), axis_types=(AxisType.Auto,) * 2)
+    spec = P(("zone", "data"))
+    place = NamedSharding(mesh, spec)
+    unit = 1024 * workers * local
+    n = -(-n // unit) * unit
     noise = np.random.default_rng(process).standard_normal((1, workers, n // workers), np.float32)
     x = jax.make_array_from_process_local_data(place, noise)
     steps: dict[str, Any] = {}
     for name in task["ways"]:
-        way = lambda rows, move=WAYS[name]: move(rows[0])[None]
-        step = jax.jit(jax.shard_map(way, mesh=mesh, in_specs=P("zone"), out_specs=P("zone"), check_vma=False))
+        one = lambda rows, move=way(name, local): move(rows[0])[None]
+        step = jax.jit(jax.shard_map(one, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
         steps[name] = step.lower(x).compile()
-    want = np.asarray(steps["fp32 sum"](x).addressable_shards[0].data)
+    want = np.asarray(steps[task["ways"][0]](x).addressable_shards[0].data)
     errors = {
         name: float(np.linalg.norm(np.asarray(step(x).addressable_shards[0].data) - want) / np.linalg.norm(want))
         for name, step in steps.items()

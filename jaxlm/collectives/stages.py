@@ -5,6 +5,7 @@ Runs on each device inside a `shard_map` that is manual over every mesh axis, on
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -112,6 +113,11 @@ class Stages:
             memories = [self.rule.keep(row, memory) for row, memory in zip(rows, memories, strict=True)]
         small, kept = self._momentum_of_small(stage, small, given.kept)
         return Packed(rows, small, memories, kept, starts)
+
+    def move(self, bucket: int) -> Callable[[jax.Array], reduce.Exchanged]:
+        """The lossy exchange of rows [H, n] of one bucket, rounding to nearest and remembering nothing."""
+        move = self._move(self.codec or self.scheme.codec, bucket, None)
+        return lambda rows: move(rows, None, None)
 
     def _dense(self, given: Packed, key: jax.Array | None, *, warm: bool) -> list[tuple[jax.Array, Memory]]:
         moves = [self._move(self.scheme.dense, i, key) for i in range(len(self.buckets))]

@@ -51,6 +51,12 @@ class Network:
             *command,
         ]
 
+    def connect(self, host: int) -> None:
+        """Gives the host's interface its address and turns it on."""
+        name = self.name(host)
+        _run("ip", "-n", name, "addr", "add", f"{self.address(host)}/24", "dev", "e0")
+        _run("ip", "-n", name, "link", "set", "e0", "txqueuelen", "2000", "up")
+
     def shape(self, rate: str | None) -> None:
         """Limits what every host sends, as `100mbit`; None: no limit."""
         for host in range(self.hosts):
@@ -75,31 +81,53 @@ class Network:
 @contextmanager
 def network(hosts: int, prefix: str = "jaxlm", subnet: str = "10.77.3") -> Iterator[Network]:
     """A network of so many hosts while the block runs. Raises NoNetworks where that is not allowed here."""
+    with stand_alone(hosts, prefix, subnet) as made:
+        bridge = made.name("bridge")
+        try:
+            with _refusals():
+                _run("ip", "netns", "add", bridge)
+                _run("ip", "-n", bridge, "link", "add", "b0", "type", "bridge")
+                _run("ip", "-n", bridge, "link", "set", "b0", "up")
+                for host in range(hosts):
+                    port = ["name", f"p{host}", "netns", bridge]
+                    _run("ip", "link", "add", "e0", "netns", made.name(host), "type", "veth", "peer", *port)
+                    _run("ip", "-n", bridge, "link", "set", f"p{host}", "master", "b0")
+                    _run("ip", "-n", bridge, "link", "set", f"p{host}", "up")
+                    made.connect(host)
+            yield made
+        finally:
+            subprocess.run(["ip", "netns", "del", bridge], capture_output=True)
+
+
+@contextmanager
+def stand_alone(hosts: int, prefix: str = "jaxlm", subnet: str = "10.77.3") -> Iterator[Network]:
+    """Hosts without any link, for whoever makes an interface `e0` in each and calls `connect`. Raises NoNetworks."""
     for tool in ("ip", "tc", "unshare"):
         if shutil.which(tool) is None:
             raise NoNetworks(f"there is no `{tool}` on this machine")
-    prefix = f"{prefix}{os.getpid() % 10000}-"
-    made = Network(prefix, hosts, subnet)
-    bridge = made.name("bridge")
+    made = Network(f"{prefix}{os.getpid() % 10000}-", hosts, subnet)
     try:
-        try:
-            _run("ip", "netns", "add", bridge)
-            _run("ip", "-n", bridge, "link", "add", "b0", "type", "bridge")
-            _run("ip", "-n", bridge, "link", "set", "b0", "up")
+        with _refusals():
             for host in range(hosts):
-                _host(made, host, bridge)
-        except subprocess.CalledProcessError as error:
-            said = " ".join((error.stderr or "").split())
-            raise NoNetworks(f"`{' '.join(error.cmd)}` is refused here: {said}") from None
+                _host(made, host)
         yield made
     finally:
-        for host in ("bridge", *range(hosts)):
+        for host in range(hosts):
             subprocess.run(["ip", "netns", "del", made.name(host)], capture_output=True)
             shutil.rmtree(Path("/etc/netns") / made.name(host), ignore_errors=True)
 
 
-def _host(made: Network, host: int, bridge: str) -> None:
-    name, port = made.name(host), f"p{host}"
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except subprocess.CalledProcessError as error:
+        said = " ".join((error.stderr or "").split())
+        raise NoNetworks(f"`{' '.join(error.cmd)}` is refused here: {said}") from None
+
+
+def _host(made: Network, host: int) -> None:
+    name = made.name(host)
     folder = Path("/etc/netns") / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,11 +137,6 @@ def _host(made: Network, host: int, bridge: str) -> None:
     (folder / "hosts").write_text("\n".join(lines) + "\n")
     _run("ip", "netns", "add", name)
     _run("ip", "-n", name, "link", "set", "lo", "up")
-    _run("ip", "link", "add", "e0", "netns", name, "type", "veth", "peer", "name", port, "netns", bridge)
-    _run("ip", "-n", bridge, "link", "set", port, "master", "b0")
-    _run("ip", "-n", bridge, "link", "set", port, "up")
-    _run("ip", "-n", name, "addr", "add", f"{made.address(host)}/24", "dev", "e0")
-    _run("ip", "-n", name, "link", "set", "e0", "up")
 
 
 def _run(*command: str) -> str:

@@ -36,10 +36,18 @@ class Work:
 
 class Meter:
     """Turns finished steps into records every `every` steps, and hands them to the writers. Besides what `record_of`
-    says, a record holds `batches`: the hash of each batch since the record before, in order, its own step's last."""
+    says, a record holds `batches`: the hash of each batch since the record before, in order, its own step's last; and
+    what `more(its last step, steps since the record before)` adds."""
 
-    def __init__(self, work: Work, every: int, last: int, writers: list[Callable[[Record], None]]):
-        self.work, self.every, self.last, self.writers = work, every, last, writers
+    def __init__(
+        self,
+        work: Work,
+        every: int,
+        last: int,
+        writers: list[Callable[[Record], None]],
+        more: Callable[[Finished, int], Record] = lambda finished, steps: {},
+    ):
+        self.work, self.every, self.last, self.writers, self.more = work, every, last, writers, more
         self.waiting: list[Finished] = []
         self.compiled = False
 
@@ -57,6 +65,7 @@ class Meter:
             return
         seconds = sum(each.seconds for each in self.waiting) / len(self.waiting)
         record = record_of(self.waiting[-1], seconds, self.work)
+        record |= self.more(self.waiting[-1], len(self.waiting))
         record["batches"] = [each.batch for each in self.waiting]
         self.waiting = []
         for write in self.writers:
