@@ -31,8 +31,8 @@ def policy_of(segment: Segment) -> Callable[..., Any]:
     if STATISTICS in names:
         # The kernel that makes the statistics makes the context too, and both are kept as it gives them.
         rest = dataclasses.replace(segment, save=tuple(name for name in names if name not in (STATISTICS, "context")))
-        policies = jax.checkpoint_policies.save_from_both_policies
-        return policies(policy_of(rest), lambda primitive, *_, **__: primitive.name == FUSED_FORWARD)
+        others = policy_of(rest)  # what to save as a bool, or where to if anything is offloaded
+        return lambda primitive, *given, **how: primitive.name == FUSED_FORWARD or others(primitive, *given, **how)
     if segment.offload:
         return jax.checkpoint_policies.save_and_offload_only_these_names(
             names_which_can_be_saved=names,

@@ -18,7 +18,7 @@ from planners.prices.assumptions import Assumptions
 from planners.prices.compute import matmul_seconds, memory_seconds, rate
 from planners.prices.footprint import shard_bytes
 from planners.remat.block import Block
-from planners.remat.host import Host, splits
+from planners.remat.host import Host, splits, torn
 from planners.work import Work
 
 
@@ -85,6 +85,11 @@ def keeping(
     block = _block(workload, device, mesh, a)
     kept, away = (block.chosen([name for name in names if name in block.names]) for names in (save, offload))
     found = _kept(block, kept[0], block.reruns(kept | away)[0])
+    if torn(block, kept, away)[0]:
+        raise PlanError(
+            f"remat offloads {', '.join(offload)}: what the attention kernel gives is kept on the device whole, or "
+            "its statistics are not kept"
+        )
     if offload:
         waiting = 0.0 if host is None else float(host.waiting(away @ block.sizes)[0])
         found = _away(found, block, away[0], waiting)

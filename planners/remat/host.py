@@ -50,6 +50,8 @@ class Split:
 def splits(block: Block, host: Host) -> list[Split]:
     """The ways with anything on the host that no other beats in bytes on the device and seconds, fewest bytes first."""
     device, away = _splits(block)
+    possible = ~torn(block, device, away)
+    device, away = device[possible], away[possible]
     again = block.reruns(device | away)
     waiting = host.waiting(away @ block.sizes)
     rows = unbeaten(
@@ -62,6 +64,19 @@ def splits(block: Block, host: Host) -> list[Split]:
         for row in rows
         if away[row].any()
     ]
+
+
+def torn(block: Block, device: np.ndarray, away: np.ndarray) -> np.ndarray:
+    """[set] whether one of the attention kernel's results would wait on the host although all of them are kept. To
+    spare its rerun they are kept as it gives them, on the device: names, by which values go to the host, come later."""
+    at = {name: column for column, name in enumerate(block.names)}
+    found = np.zeros(len(device), bool)
+    for operation in block.operations:
+        columns = [at[name] for name in operation.outputs if name in at]
+        if operation.attention and len(columns) > 1:
+            kept, gone = (device | away)[:, columns], away[:, columns]
+            found |= kept.all(axis=1) & gone.any(axis=1)
+    return found
 
 
 def _splits(block: Block) -> tuple[np.ndarray, np.ndarray]:

@@ -178,6 +178,22 @@ def test_no_other_use_of_the_host_is_better(seed: int):
     assert not any((s.device & s.away).any() for s in away)
 
 
+def test_what_the_attention_kernel_gives_stays_on_the_device_or_is_made_again():
+    work = workload(
+        [
+            Operation(outputs=("q",), inputs=("carry",), flops=100.0),
+            Operation(outputs=("context", "statistics"), inputs=("q",), flops=1000.0, attention=True),
+        ],
+        {"q": 8, "context": 8, "statistics": 1},
+        {"q", "context", "statistics"},
+    )
+    built = Block.of(work, size, seconds)
+    names = lambda mask: {name for name, chosen in zip(built.names, mask, strict=True) if chosen}
+    found = [(names(s.device), names(s.away)) for s in host.splits(built, Host(bandwidth=1e9))]
+    assert ({"context", "statistics"}, {"q"}) in found
+    assert all({"context", "statistics"} <= device or "statistics" not in device | away for device, away in found)
+
+
 def test_copies_that_hide_behind_the_layers_cost_nothing():
     link = Host(bandwidth=100.0, forward=1.0, backward=2.0)
     np.testing.assert_allclose(link.waiting(np.array([100.0, 150.0, 300.0])), [0.0, 0.5, 3.0])
