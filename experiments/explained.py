@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.explained_slow import kept_scores
 from experiments.report import Row
 from experiments.runs import run_of, sections, trained
 from jaxlm.data.labelled.corpus import read_labelled
@@ -20,6 +21,8 @@ from jaxlm.explain.removal import Faithfulness, faithfulness
 from jaxlm.explain.subject import HARMFUL, Subject
 from jaxlm.explain.texts import Example
 from jaxlm.explaining import Opened, examples, open_subject
+
+TIMED = 64
 
 
 def classifier(run: str | None, base: Any, data: str, out: Path) -> Opened:
@@ -83,17 +86,22 @@ def scored(
     *,
     faithful: Sequence[str] = (),
     slow_rows: int = 40,
+    keep: Path,
 ) -> Scored:
-    """Runs a method. Slow ones see the first `slow_rows` texts, and no validation. The class explained is HARMFUL: the
-    marks say why people called a post harmful. The first batch is run twice and timed the second time."""
+    """Runs a method. Slow ones see the first `slow_rows` texts, and no validation; their scores are kept in the folder
+    `keep`, from which a run that was stopped goes on. The class explained is HARMFUL: the marks say why people called a
+    post harmful. Fast methods are timed on TIMED texts once they are compiled."""
     rows = test[:slow_rows] if method.slow else test
     texts, gold = [e.words for e in rows], gold_of(rows)
     classes = np.full(len(texts), HARMFUL)
-    if not method.slow:
-        method(subject, texts, classes)  # compiles
-    began = time.perf_counter()
-    scores = method(subject, texts, classes)
-    seconds = (time.perf_counter() - began) / len(texts)
+    if method.slow:
+        scores, seconds = kept_scores(method, subject, texts, classes, keep)
+    else:
+        scores = method(subject, texts, classes)
+        few = texts[:TIMED]
+        began = time.perf_counter()
+        method(subject, few, classes[: len(few)])
+        seconds = (time.perf_counter() - began) / len(few)
     chosen: list[np.ndarray] = []
     if not method.slow:
         tuning = [e.words for e in valid]
@@ -146,6 +154,15 @@ def against(ours: Scored, other: Scored) -> Row:
     """AUPRC of ours less another's on the rows that both saw."""
     rows = min(ours.rows, other.rows)
     return paired(ours.name, other.name, "AUPRC difference", ours.k5.each_auprc[:rows], other.k5.each_auprc[:rows])
+
+
+def faithful_against(ours: Scored, other: Scored, how: str) -> Row:
+    """AOPC comprehensiveness of ours less another's on the rows that both saw; met where ours is not worse."""
+    rows = min(ours.rows, other.rows)
+    each = lambda s: s.faith[how].each_comprehensiveness[:rows]
+    return paired(
+        ours.name, other.name, f"AOPC comprehensiveness difference ({how})", each(ours), each(other), tied=True
+    )
 
 
 def table(found: Sequence[Scored]) -> str:

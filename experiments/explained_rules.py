@@ -29,23 +29,47 @@ def judged(subject: Subject, texts: Sequence[Example]) -> Judged:
     return rules.judged(subject, [e.words for e in texts], labels)
 
 
+OURS, BAG, SHUFFLED, TREE = "rule list, ours", "rule list, bag of words", "rule list, shuffled attention", "tree"
+
+
 def fidelity_rows(subject: Subject, seen: Judged, held: Judged, size: int) -> list[Row]:
-    """Lists and a tree of equal size, learned on the training texts, judged on the test texts."""
-    lists = {
-        "rule list, ours": rules.rule_list(mined(subject, seen), seen, size),
-        "rule list, bag of words": rules.rule_list(surrogates.weighted_clauses(seen), seen, size),
-        "rule list, shuffled attention": rules.rule_list(mined(subject, seen, "shuffled attention"), seen, size),
+    """Lists and a tree of equal size, learned on the training texts, judged on the test texts.
+
+    Lists are made in two ways. `chosen`: each next rule is the one of all candidates that gains most agreement with the
+    model; the candidates matter little then, since the model's own answers pick among them. `as ranked`: the first
+    clauses in the order of the method that proposed them, nothing picked: this is what the attention, or the weights,
+    know by themselves, and where a shuffled attention has to fall to the most frequent class.
+    """
+    proposed = {
+        OURS: mined(subject, seen),
+        BAG: surrogates.weighted_clauses(seen),
+        SHUFFLED: mined(subject, seen, "shuffled attention"),
     }
+    default = int(np.bincount(seen.says).argmax())
+    usual = (held.says == default).astype(float)
+    rows = [Row(what="most frequent class", quantity="fidelity to the model", measured=float(usual.mean()))]
+    same: dict[tuple[str, str], np.ndarray] = {}
+    for name, clauses in proposed.items():
+        for way, found in (
+            ("chosen", rules.rule_list(clauses, seen, size)),
+            ("as ranked", rules.RuleList(tuple(clauses[:size]), default)),
+        ):
+            same[name, way] = (found.predict(held.texts) == held.says).astype(float)
     grown = surrogates.tree(seen, size)
-    same = {name: (found.predict(held.texts) == held.says).astype(float) for name, found in lists.items()}
-    same["tree"] = (np.array([grown.says(s) for s in held.sets()]) == held.says).astype(float)
-    usual = float(np.mean(held.says == np.bincount(seen.says).argmax()))
-    rows = [Row(what="most frequent class", quantity="fidelity to the model", measured=usual)]
-    for name, right in same.items():
-        note = f"{size} rules or words asked"
+    same[TREE, "chosen"] = (np.array([grown.says(s) for s in held.sets()]) == held.says).astype(float)
+    for (name, way), right in same.items():
+        note = f"{way}; {size} rules or words asked"
         rows.append(Row(what=name, quantity="fidelity to the model", measured=float(right.mean()), note=note))
-    ours, others = "rule list, ours", ("rule list, bag of words", "tree", "rule list, shuffled attention")
-    return [*rows, *(paired(ours, name, "fidelity difference", same[ours], same[name]) for name in others)]
+    for name, way in same:
+        if name != OURS:
+            rows.append(paired(OURS, name, f"fidelity difference, {way}", same[OURS, way], same[name, way]))
+    for way in ("chosen", "as ranked"):
+        gain, left = (float((same[name, way] - usual).mean()) for name in (OURS, SHUFFLED))
+        kept = left / gain if gain > 0 else float("nan")
+        note = f"{way}; ours {gain:+.3f}, shuffled {left:+.3f}; 0: collapsed to that class, 1: nothing lost"
+        quantity = "share of ours above the most frequent class"
+        rows.append(Row(what=SHUFFLED, quantity=quantity, measured=kept, note=note))
+    return rows
 
 
 def chosen_rows(subject: Subject, chosen: Sequence[Rule], held: Judged, test: Sequence[Example]) -> list[Row]:

@@ -9,23 +9,36 @@ Needs:    DIR with hatexplain.jsonl (it holds offensive language; none is printe
           trained as `base` says. The extra `explain` for LIME, SHAP and Anchors: `--slow []` does without.
 """
 
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from experiments import explained
 from experiments.entry import main
-from experiments.explained import Scored, Splits, against, gold_of, marked, paired, scored, table, target
+from experiments.explain_speed import speed_rows
+from experiments.explained import (
+    Scored,
+    Splits,
+    against,
+    faithful_against,
+    gold_of,
+    marked,
+    scored,
+    table,
+    target,
+)
+from experiments.explained_controls import floor_rows, stability_rows
 from experiments.explained_rules import before_and_after, rule_rows
 from experiments.report import Report, Row
-from jaxlm.explain import psi
-from jaxlm.explain.fidelity import above, agreement, best_threshold, rank_stability
-from jaxlm.explain.methods import METHODS, Method, randomised
-from jaxlm.explain.subject import HARMFUL, Subject, Words
+from jaxlm.explain import choice, psi
+from jaxlm.explain.fidelity import above, agreement, best_threshold, token_iou
+from jaxlm.explain.methods import Method
+from jaxlm.explain.removal import Removal
+from jaxlm.explain.subject import HARMFUL, Subject
+from jaxlm.explain.texts import Example
 from jaxlm.explaining import open_subject
 
 PAPER = {
@@ -43,6 +56,8 @@ FAST = (
     "attention x gradient, rolled out", "random", "select all", "paper, literal", "shuffled attention",
     "randomised weights",
 )  # fmt: skip
+
+REMOVALS: tuple[Removal, ...] = ("mask", "delete")
 
 FLOOR, SUPERVISED_FLOOR, SUPERVISED_IOU, HUMANS = 0.743, 0.846, 0.462, 0.52
 """Of the full test set: bag of words, window regression on rationales (AUPRC, IoU), two people about each other."""
@@ -73,8 +88,10 @@ class Config:
         mined: training texts that rules are mined on.
         list_size: rules of a list, words of a tree.
         floor: least corrected lower bound of a rule's precision.
+        draws: of randomised weights, and of random scores beside them.
         lime_samples: of the comparison of speed.
         epochs: of the supervised psi.
+        members: of the supervised psi, by different seeds.
     """
 
     data: str | None = None
@@ -89,8 +106,10 @@ class Config:
     mined: int = 4000
     list_size: int = 20
     floor: float = 0.6
+    draws: int = 10
     lime_samples: int = 1000
     epochs: int = 8
+    members: int = 3
 
 
 def measure(config: Config, out: Path) -> Report:
@@ -98,21 +117,25 @@ def measure(config: Config, out: Path) -> Report:
     methods = explained.named([*config.methods, *config.slow])
     assert config.data is not None
     opened = explained.classifier(config.run, config.base, config.data, out)
+    keep = out / "scores"
     test, valid = marked(splits.test)[: config.rows or None], marked(splits.valid)[:600]
     with opened.mesh():
         subject = opened.subject
         found = []
         for method in [*methods, *explained.floors(splits.train)]:
             print(f"scoring {method.name}", flush=True)
-            found.append(scored(method, subject, test, valid, faithful=("mask", "delete"), slow_rows=config.slow_rows))
+            found.append(scored(method, subject, test, valid, faithful=REMOVALS, slow_rows=config.slow_rows, keep=keep))
         supervised = learned(subject, splits, config)
-        found.append(scored(supervised, subject, test, valid, faithful=("mask", "delete")))
-        threshold = threshold_row(supervised, subject, test, valid)
+        found.append(scored(supervised, subject, test, valid, faithful=REMOVALS, keep=keep))
+        chosen_iou = iou_of_choice(supervised, subject, test, marked(splits.valid))
         of_rules, chosen, held = rule_rows(
             subject, splits, test, most=config.mined, size=config.list_size, floor=config.floor
         )
-        rows = [*quality(subject, splits), *comparison(found), *targets(found, threshold), *of_rules]
-        rows += [*controls(found, subject, test), *speed(subject, config)]
+        rows = [*quality(subject, splits), *comparison(found), *targets(found, chosen_iou), *of_rules]
+        rows += controls(found)
+        if config.draws:
+            rows += [*floor_rows(subject, test, config.draws), *stability_rows(subject, test)]
+        rows += speed_rows(subject, samples=config.lime_samples if "LIME" in config.slow else 0)
     if config.debiased is not None:
         other = open_subject(Path(config.debiased))
         with other.mesh():
@@ -125,16 +148,27 @@ def measure(config: Config, out: Path) -> Report:
 
 
 def learned(subject: Subject, splits: Splits, config: Config) -> Method:
-    found = psi.learn(subject, splits.train, splits.valid, epochs=config.epochs, say=lambda s: print(s, flush=True))
+    """Learned from the training posts in which people marked something; the test posts all are such."""
+    say = lambda sentence: print(sentence, flush=True)
+    train = marked(splits.train)
+    found = psi.learn(subject, train, splits.valid, epochs=config.epochs, members=config.members, say=say)
     return Method("psi learned from people", "supervised", lambda _, texts, classes: found.scores(texts))
 
 
-def threshold_row(method: Method, subject: Subject, test: Any, valid: Any) -> float:
-    """Mean token IoU of the supervised psi at the threshold that is best on validation."""
+def iou_of_choice(
+    method: Method, subject: Subject, test: Sequence[Example], valid: Sequence[Example]
+) -> dict[str, float]:
+    """Mean token IoU of the supervised psi where a threshold, or a length for each text, comes from validation."""
     call = lambda rows: method(subject, [e.words for e in rows], np.full(len(rows), HARMFUL))
-    threshold = best_threshold(call(valid), gold_of(valid))
-    scores = call(test)
-    return agreement(scores, gold_of(test), [above(s, threshold) for s in scores]).iou
+    tuning, gold, scores = call(valid), gold_of(valid), call(test)
+    threshold = best_threshold(tuning, gold)
+    chooser = choice.fitted(tuning, lambda i, chosen: token_iou(chosen, gold[i]))
+    return {
+        "one threshold, from validation": agreement(scores, gold_of(test), [above(s, threshold) for s in scores]).iou,
+        "length chosen text by text from the scores": agreement(
+            scores, gold_of(test), [chooser(s) for s in scores]
+        ).iou,
+    }
 
 
 def quality(subject: Subject, splits: Splits) -> list[Row]:
@@ -159,7 +193,7 @@ def comparison(found: list[Scored]) -> list[Row]:
     return rows
 
 
-def targets(found: list[Scored], threshold_iou: float) -> list[Row]:
+def targets(found: list[Scored], chosen_iou: dict[str, float]) -> list[Row]:
     """Smoothing over neighbours gains agreement with people, who mark runs of words, and loses faithfulness to the
     model, which reads single ones: both readings of ours are judged, and which is which is said."""
     by = {s.name: s for s in found}
@@ -167,73 +201,24 @@ def targets(found: list[Scored], threshold_iou: float) -> list[Row]:
     others = [s for s in found if s.kind in ("baseline", "floor") and s.name != "select all"]
     rows = [target("ours, unsupervised", "AUPRC", ours.k5.auprc, FLOOR)]
     rows += [against(ours, other) for other in others]
-    rivals = [s for s in found if s.kind == "baseline" and s.faith and s.rows == ours.rows]
-    for how in ("mask", "delete"):
-        each = lambda s, how=how: s.faith[how].each_comprehensiveness
-        quantity = f"AOPC comprehensiveness difference ({how})"
-        for best in sorted(rivals, key=lambda s, how=how: -s.faith[how].comprehensiveness)[:1]:
-            for mine in (by["ours, not smoothed"], ours):
-                rows.append(paired(mine.name, best.name, quantity, each(mine), each(best), tied=True))
+    for how in REMOVALS:
+        rivals = [s for s in found if s.kind == "baseline" and how in s.faith and s.rows == ours.rows]
+        slow = [s for s in found if s.kind == "baseline" and how in s.faith and s.rows != ours.rows]
+        best = sorted(rivals, key=lambda s, how=how: -s.faith[how].comprehensiveness)[:1]
+        rows += [faithful_against(by[mine], s, how) for s in (*best, *slow) for mine in ("ours, not smoothed", "ours")]
     rows.append(target("psi learned from people", "AUPRC", supervised.k5.auprc, SUPERVISED_FLOOR))
-    note = "threshold from validation"
-    rows.append(target("psi learned from people", "mean token IoU", threshold_iou, SUPERVISED_IOU, note))
-    rows.append(target("psi learned from people", "mean token IoU", threshold_iou, HUMANS, "people about each other"))
+    for note, iou in chosen_iou.items():
+        rows.append(target("psi learned from people", "mean token IoU", iou, SUPERVISED_IOU, note))
+        rows.append(
+            target("psi learned from people", "mean token IoU", iou, HUMANS, f"{note}; people about each other")
+        )
     return rows
 
 
-def controls(found: list[Scored], subject: Subject, test: Any) -> list[Row]:
+def controls(found: list[Scored]) -> list[Row]:
     by = {s.name: s for s in found}
-    rows: list[Row] = []
-    if "random" not in by:
-        return rows
-    controls = ("paper, literal", "shuffled attention", "randomised weights")
-    rows += [against(by[name], by["random"]) for name in controls if name in by]
-    texts = [e.words for e in test[:64]]
-    call = lambda s: METHODS["ours"](s, texts, np.full(len(texts), HARMFUL))
-    other = rank_stability(call(subject), call(randomised(subject)))
-    rows.append(
-        Row(what="ours", quantity="rank correlation with randomised weights", measured=other, note="1: no change")
-    )
-    again = rank_stability(call(subject), call(subject))
-    rows.append(Row(what="ours", quantity="rank correlation between two calls", measured=again))
-    return rows
-
-
-def speed(subject: Subject, config: Config) -> list[Row]:
-    """One text of as many tokens as a row holds, up to 128, one row per call."""
-    length = min(128, subject.encoder.longest)
-    words: Words = tuple(f"w{i}" for i in range(length))
-    single = Subject(subject.model, subject.encoder, subject.classes, rows=subject_rows())
-    classes = np.array([HARMFUL])
-
-    def median(call: Any, times: int = 15) -> float:
-        taken = []
-        for at in range(times + 2):
-            began = time.perf_counter()
-            call()
-            if at > 1:
-                taken.append(time.perf_counter() - began)
-        return float(np.median(taken))
-
-    forward = median(lambda: single.probabilities([words]))
-    rows = [Row(what=f"forward pass, {length} tokens", quantity="seconds", measured=forward)]
-    for name, most in (("ours, last layer", 2.0), ("ours", 4.0)):
-        taken = median(lambda name=name: METHODS[name](single, [words], classes))
-        ratio = taken / forward
-        note = f"{'met' if ratio < most else 'MISSED'}: target below {most:.0f}x a forward pass"
-        rows.append(Row(what=name, quantity="times a forward pass", measured=ratio, note=note))
-        if name == "ours" and "LIME" in config.slow:
-            from jaxlm.explain.libraries import lime
-
-            slow = median(lambda: lime(subject, words, HARMFUL, samples=config.lime_samples), times=1)
-            note = f"{'met' if slow / taken >= 50 else 'MISSED'}: target at least 50x; {config.lime_samples} samples"
-            rows.append(Row(what="LIME", quantity="times the seconds of ours", measured=slow / taken, note=note))
-    return rows
-
-
-def subject_rows() -> int:
-    """One row per device, so that a batch can be split over them."""
-    return jax.device_count()
+    names = ("paper, literal", "shuffled attention", "randomised weights")
+    return [against(by[name], by["random"]) for name in names if name in by and "random" in by]
 
 
 if __name__ == "__main__":

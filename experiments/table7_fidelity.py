@@ -16,15 +16,14 @@ import numpy as np
 
 from experiments import explained
 from experiments.entry import main
-from experiments.explained import Scored, Splits, gold_of, marked, scored, table, target
+from experiments.explained import Scored, Splits, gold_of, marked, paired, scored, table, target
 from experiments.explained_small import small_classifier
 from experiments.report import Report, Row
 from jaxlm.decode import ConfigError
-from jaxlm.explain import psi
-from jaxlm.explain.fidelity import above, agreement, best_threshold, char_f1
+from jaxlm.explain import choice, psi
+from jaxlm.explain.fidelity import agreement, char_f1, token_iou
 from jaxlm.explain.methods import Method
-from jaxlm.explain.psi import Supervised
-from jaxlm.explain.sources import SpanText, read_cose, read_esnli, read_toxic_spans
+from jaxlm.explain.sources import read_cose, read_esnli, read_toxic_spans
 from jaxlm.explain.texts import Example
 
 PAPER = {"LIME": (0.56, 0.58), "SHAP": (0.62, 0.60), "ours": (0.76, 0.73)}
@@ -56,6 +55,7 @@ class Config:
         slow_rows: texts that they see.
         epochs: of the small classifiers.
         psi_epochs: of the supervised psi.
+        members: of the supervised psi, by different seeds.
     """
 
     data: str | None = None
@@ -67,6 +67,7 @@ class Config:
     slow_rows: int = 30
     epochs: int = 3
     psi_epochs: int = 8
+    members: int = 3
 
 
 def measure(config: Config, out: Path) -> Report:
@@ -75,7 +76,7 @@ def measure(config: Config, out: Path) -> Report:
     explained.named([*config.methods, *config.slow])
     folder = Path(config.data)
     rows, remarks, details = [], [], {}
-    for name, found in (("CoS-E", cose(config, folder / "cose")), ("e-SNLI", esnli(config))):
+    for name, found in (("CoS-E", cose(config, folder / "cose", out)), ("e-SNLI", esnli(config, out))):
         column = 0 if name == "CoS-E" else 1
         if isinstance(found, str):
             rows += [Row(what=m, quantity=f"{name} token IoU", paper=PAPER[m][column], note=found) for m in PAPER]
@@ -90,8 +91,9 @@ def measure(config: Config, out: Path) -> Report:
     )
 
 
-def agreements(name: str, column: int, scores: Sequence[Scored], learned: float) -> list[Row]:
-    """The better of five words and a share tuned on validation is not taken: both are shown."""
+def agreements(name: str, column: int, scores: Sequence[Scored], learned: np.ndarray) -> list[Row]:
+    """The better of five words and a share tuned on validation is not taken: both are shown. `learned` [N] are the IoU
+    of the supervised psi."""
     rows = []
     for s in scores:
         paper = PAPER.get(s.name, (None, None))[column]
@@ -101,27 +103,35 @@ def agreements(name: str, column: int, scores: Sequence[Scored], learned: float)
             rows.append(Row(what=s.name, quantity=f"{name} token IoU, tuned share", measured=s.tuned.iou, note=s.kind))
     everything = next((s.k5.iou for s in scores if s.name == "select all"), SELECT_ALL)
     floor = max(SELECT_ALL, everything) if name == "CoS-E" else everything
-    what, note = "psi learned from people", f"select all on these rows {everything:.3f}; threshold from validation"
-    return [*rows, target(what, f"{name} token IoU", learned, floor, note)]
+    what, note = "psi learned from people", f"select all on these rows {everything:.3f}; length chosen text by text"
+    rows.append(target(what, f"{name} token IoU", float(learned.mean()), floor, note))
+    whole = [s.k5.each_iou for s in scores if s.name == "select all"]
+    return [*rows, *(paired(what, "select all", f"{name} token IoU difference", learned, each) for each in whole)]
 
 
 def on_splits(
-    config: Config, splits: Splits, classes: tuple[str, ...], task: list[Example]
-) -> tuple[list[Scored], float]:
-    """All methods on one data set, and the IoU of the supervised psi at the threshold that validation chose. `task`
-    are the texts with labels that the classifier learns from."""
+    config: Config, splits: Splits, classes: tuple[str, ...], task: list[Example], keep: Path
+) -> tuple[list[Scored], np.ndarray]:
+    """All methods on one data set, and the IoU of each text [N] by the supervised psi, which chooses the length of each
+    answer as it was fitted on validation. `task` are the texts with labels that the classifier learns from."""
     say = lambda sentence: print(sentence, flush=True)
     subject = small_classifier(task, classes, epochs=config.epochs, say=say)
-    learned = psi.learn(subject, splits.train, splits.valid, epochs=config.psi_epochs, say=say)
+    learned = psi.learn(subject, splits.train, splits.valid, epochs=config.psi_epochs, members=config.members, say=say)
     method = Method("psi learned from people", "supervised", lambda _, texts, classes: learned.scores(texts))
     methods = [*explained.named([*config.methods, *config.slow]), method]
-    found = [scored(m, subject, splits.test, splits.valid[:500], slow_rows=config.slow_rows) for m in methods]
-    threshold = best_threshold(learned.scores([e.words for e in splits.valid]), gold_of(splits.valid))
+    found = []
+    for each in methods:
+        print(f"scoring {each.name}", flush=True)
+        found.append(scored(each, subject, splits.test, splits.valid[:500], slow_rows=config.slow_rows, keep=keep))
+    gold = gold_of(splits.valid)
+    chooser = choice.fitted(
+        learned.scores([e.words for e in splits.valid]), lambda i, chosen: token_iou(chosen, gold[i])
+    )
     scores = learned.scores([e.words for e in splits.test])
-    return found, agreement(scores, gold_of(splits.test), [above(s, threshold) for s in scores]).iou
+    return found, agreement(scores, gold_of(splits.test), [chooser(s) for s in scores]).each_iou
 
 
-def cose(config: Config, folder: Path) -> tuple[list[Scored], float]:
+def cose(config: Config, folder: Path, out: Path) -> tuple[list[Scored], np.ndarray]:
     """The classifier tells a question with its right answer from one with another question's answer. Its explanation
     is judged on the question alone: the answer stands before it only while the classifier learns."""
     train, dev = read_cose(folder, "train").examples, read_cose(folder, "dev").examples
@@ -131,15 +141,17 @@ def cose(config: Config, folder: Path) -> tuple[list[Scored], float]:
     task = [Example((*a, "?", *e.words), 1) for a, e in zip(answers, train, strict=True)]
     task += [Example((*answers[o], "?", *e.words), 0) for o, e in zip(other, train, strict=True)]
     cut = len(train) - 700
-    return on_splits(config, Splits(train[:cut], train[cut:], dev), ("other answer", "its answer"), task)
+    splits = Splits(train[:cut], train[cut:], dev)
+    return on_splits(config, splits, ("other answer", "its answer"), task, out / "scores" / "cose")
 
 
-def esnli(config: Config) -> tuple[list[Scored], float] | str:
+def esnli(config: Config, out: Path) -> tuple[list[Scored], np.ndarray] | str:
     if config.esnli is None or config.esnli_train is None:
         return "skipped: no highlights are given (--esnli FILE.csv --esnli_train FILE.csv)"
     train, test = (marked(read_esnli(Path(p)).examples) for p in (config.esnli_train, config.esnli))
     cut = max(1, len(train) // 10)
-    return on_splits(config, Splits(train[cut:], train[:cut], test), ("entailment", "neutral", "contradiction"), train)
+    splits = Splits(train[cut:], train[:cut], test)
+    return on_splits(config, splits, ("entailment", "neutral", "contradiction"), train, out / "scores" / "esnli")
 
 
 def toxic_spans(config: Config, folder: Path) -> list[Row]:
@@ -149,14 +161,24 @@ def toxic_spans(config: Config, folder: Path) -> list[Row]:
     examples = [c.example() for c in train]
     task = [piece for e in examples for piece in sentences(e)]
     say = lambda sentence: print(sentence, flush=True)
-    subject = small_classifier(task, ("unmarked", "marked"), vocab=16384, longest=256, epochs=config.epochs, say=say)
+    subject = small_classifier(task, ("unmarked", "marked"), vocab=16384, longest=128, epochs=config.epochs, say=say)
     valid = [c.example() for c in trial]
-    learned = psi.learn(subject, examples, valid, epochs=config.psi_epochs, say=say)
-    threshold = character_threshold(learned, trial)
-    value = characters(learned, test, threshold)
+    learned = psi.learn(subject, examples, valid, epochs=config.psi_epochs, members=config.members, say=say)
+    found = learned.scores([e.words for e in valid])
+    judge = lambda i, chosen: char_f1(trial[i].characters(chosen), set(trial[i].gold))
+    chooser = choice.fitted(found, judge, overlap="f1", empty=True)
+    threshold = max(np.linspace(-3, 3, 25), key=lambda t: np.mean([judge(i, s >= t) for i, s in enumerate(found)]))
+    scores = learned.scores([c.example().words for c in test])
     nothing = float(np.mean([not c.gold for c in test]))
-    note = f"{len(test)} texts; predicting nothing scores {nothing:.3f}; threshold from the trial part"
-    return [target("psi learned from people", "Toxic Spans character F1", value, CHARACTERS, note)]
+    rows = []
+    for how, chosen in (
+        ("length chosen text by text", [chooser(s) for s in scores]),
+        ("one threshold", [s >= threshold for s in scores]),
+    ):
+        value = float(np.mean([char_f1(c.characters(m), set(c.gold)) for c, m in zip(test, chosen, strict=True)]))
+        note = f"{how}, from the trial part; {len(test)} texts; predicting nothing scores {nothing:.3f}"
+        rows.append(target("psi learned from people", "Toxic Spans character F1", value, CHARACTERS, note))
+    return rows
 
 
 def sentences(example: Example) -> list[Example]:
@@ -169,21 +191,6 @@ def sentences(example: Example) -> list[Example]:
             found.append(Example(example.words[start:end], int(example.rationale[start:end].any())))
         start = end
     return found
-
-
-def characters(learned: Supervised, comments: Sequence[SpanText], threshold: float) -> float:
-    """Mean character F1 of the words whose log odds reach the threshold; no word has to."""
-    scores = learned.scores([c.example().words for c in comments])
-    pairs = zip(scores, comments, strict=True)
-    return float(np.mean([char_f1(c.characters(s >= threshold), set(c.gold)) for s, c in pairs]))
-
-
-def character_threshold(learned: Supervised, comments: Sequence[SpanText]) -> float:
-    scores = learned.scores([c.example().words for c in comments])
-    value = lambda t: np.mean(
-        [char_f1(c.characters(s >= t), set(c.gold)) for s, c in zip(scores, comments, strict=True)]
-    )
-    return float(max(np.linspace(-3, 3, 25), key=value))
 
 
 if __name__ == "__main__":

@@ -9,17 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxlm.explain.relevance import Batch, every_layer, last_layer_gradient, nothing
+from jaxlm.explain.relevance import Batch, every_layer, last_layer_gradient, nothing, of_embeddings
 from jaxlm.explain.subject import chosen, log_odds
 from jaxlm.model.classifier import Classifier
-
-
-def of_embeddings(
-    model: Classifier, x_BTD: Float[Array, "B T D"], batch: Batch, onehot_BC: Float[Array, "B C"]
-) -> Float[Array, " B"]:
-    """The log odds of each row's class, from its embeddings."""
-    out_BTD = model.trunk(x_BTD, batch["positions"], batch["segments"])
-    return log_odds(model.classify(model.pool(out_BTD, batch["segments"])), onehot_BC)
 
 
 def _wanted(model: Classifier, batch: Batch, classes_B: Int[Array, " B"]) -> Float[Array, "B C"]:

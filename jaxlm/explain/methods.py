@@ -86,16 +86,16 @@ def _all(subject: Subject, texts: Sequence[Words], classes: np.ndarray) -> Score
 
 
 def randomised(subject: Subject, seed: int = 0) -> Subject:
-    """The same classifier with every weight matrix drawn anew at its own spread (https://arxiv.org/abs/1810.03292)."""
+    """The same classifier with nothing learned left in it (https://arxiv.org/abs/1810.03292): every matrix drawn anew
+    at its own spread, every vector (gains, biases, the query of the pooling) with its entries in another order."""
     random = np.random.default_rng(seed)
 
-    def drawn(name: str, leaf: jax.Array) -> jax.Array:
-        if leaf.ndim < 2:
-            return leaf
-        noise = random.standard_normal(leaf.shape).astype(leaf.dtype) * float(np.std(np.asarray(leaf)))
-        return jax.device_put(noise, leaf.sharding)
+    def drawn(leaf: jax.Array) -> jax.Array:
+        old = np.asarray(leaf)
+        new = random.standard_normal(leaf.shape) * float(np.std(old)) if leaf.ndim > 1 else random.permuted(old)
+        return jax.device_put(new.astype(leaf.dtype), leaf.sharding)
 
-    weights = {name: drawn(name, leaf) for name, leaf in named_leaves(subject.model).items()}
+    weights = {name: drawn(leaf) for name, leaf in named_leaves(subject.model).items()}
     return Subject(from_named(subject.model, weights), subject.encoder, subject.classes, subject.rows)
 
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.explain.subject import NOTHING, chosen, log_odds
-from jaxlm.model.attention_map import before_last, block_with_map, sees, trunk_with_maps
+from jaxlm.model.attention_map import attention_in_the_open, before_last, block_with_map, sees, trunk_with_maps
 from jaxlm.model.classifier import Classifier
 
 Batch = Mapping[str, jax.Array]
@@ -70,7 +70,7 @@ def final(model: Classifier, batch: Batch) -> Final:
     x_BTD = model.embed(batch["tokens"], batch["positions"])
     x_BTD, last = before_last(model, x_BTD, batch["positions"], batch["segments"])
     sees_B1TS = sees(model, x_BTD, batch["segments"])
-    x_BTD, maps_BNTS, _ = block_with_map(last, x_BTD, batch["positions"], sees_B1TS)
+    x_BTD, maps_BNTS = block_with_map(last, x_BTD, batch["positions"], sees_B1TS)
     return Final(maps_BNTS, sees_B1TS, model.shares(model.norm(x_BTD), batch["segments"]))
 
 
@@ -127,6 +127,14 @@ def head(
     return log_odds(logits_BC, jax.lax.stop_gradient(chosen(logits_BC, classes_B)))
 
 
+def of_embeddings(
+    model: Classifier, x_BTD: Float[Array, "B T D"], batch: Batch, onehot_BC: Float[Array, "B C"]
+) -> Float[Array, " B"]:
+    """The log odds of each row's class, from its embeddings."""
+    out_BTD = model.trunk(x_BTD, batch["positions"], batch["segments"])
+    return log_odds(model.classify(model.pool(out_BTD, batch["segments"])), onehot_BC)
+
+
 def last_layer_gradient(model: Classifier, batch: Batch, classes_B: Int[Array, " B"]) -> tuple[Any, ...]:
     """What enters the last layer [B, T, D], its maps [B, N, T, S], and the gradients of the class's log odds with
     respect to both. The layers before are run forward only."""
@@ -136,7 +144,7 @@ def last_layer_gradient(model: Classifier, batch: Batch, classes_B: Int[Array, "
     B, T, _ = x_BTD.shape
 
     def score(x_BTD: jax.Array, added_BNTS: jax.Array) -> tuple[jax.Array, jax.Array]:
-        out_BTD, maps_BNTS, _ = block_with_map(last, x_BTD, batch["positions"], sees_B1TS, added_BNTS)
+        out_BTD, maps_BNTS = block_with_map(last, x_BTD, batch["positions"], sees_B1TS, added_BNTS)
         return jnp.sum(head(model, out_BTD, batch, classes_B)), maps_BNTS
 
     none_BNTS = jnp.zeros((B, model.config.heads, T, T), jnp.float32)
@@ -144,21 +152,39 @@ def last_layer_gradient(model: Classifier, batch: Batch, classes_B: Int[Array, "
     return x_BTD, maps_BNTS, dx_BTD, dmaps_BNTS
 
 
-def grounded_last(model: Classifier, batch: Batch, classes_B: Int[Array, " B"]) -> jax.Array:
-    """The last layer's attention grounded in the class, at the price of one pass back through that layer alone: what
-    each position gives the class through attention (its gradient knows the values and the class; what speaks against
-    it is left out), and through its own residual stream (gradient times what sets it apart from the row's mean)."""
-    x_BTD, maps_BNTS, dx_BTD, dmaps_BNTS = last_layer_gradient(model, batch, classes_B)
-    real_BT1 = _real(batch)[:, :, None]
-    mean_B1D = jnp.sum(x_BTD * real_BT1, axis=1, keepdims=True) / jnp.maximum(jnp.sum(real_BT1, 1, keepdims=True), 1.0)
-    along_BT = jnp.sum(((x_BTD - mean_B1D) * dx_BTD).astype(jnp.float32), axis=-1)
-    return (along_BT + jnp.sum(maps_BNTS * jax.nn.relu(dmaps_BNTS), axis=(1, 2))) * _real(batch)
+def grounded_last(model: Classifier, batch: Batch, classes_B: Int[Array, " B"], *, along: bool = True) -> jax.Array:
+    """The last layer's attention grounded in the class, for less than a pass back through that layer: what each
+    position gives the class through attention (its gradient knows the values and the class; what speaks against it is
+    left out), and through its own residual stream (gradient times what sets it apart from the row's mean).
+
+    The residual stream and the context of attention meet before the feed-forward layer, so one pass back from the class
+    to there gives both gradients; nothing goes back through the softmax, queries, keys or values. `along` False leaves
+    the residual stream out.
+    """
+    x_BTD = model.embed(batch["tokens"], batch["positions"])
+    x_BTD, last = before_last(model, x_BTD, batch["positions"], batch["segments"])
+    found = attention_in_the_open(last, x_BTD, batch["positions"], sees(model, x_BTD, batch["segments"]))
+
+    def score(x_BTD: jax.Array, context_BTNH: jax.Array) -> jax.Array:
+        out_BTD = last.after_attention(x_BTD, last.attn.output(context_BTNH))
+        return jnp.sum(head(model, out_BTD, batch, classes_B))
+
+    dx_BTD, dcontext_BTNH = jax.grad(score, argnums=(0, 1))(x_BTD, found.context)
+    dmaps_BNTS = jnp.einsum("BTNH,BSNH->BNTS", dcontext_BTNH, found.values, preferred_element_type=jnp.float32)
+    scores_BT = jnp.sum(found.maps * jax.nn.relu(dmaps_BNTS), axis=(1, 2))
+    if along:
+        real_BT1 = _real(batch)[:, :, None]
+        count_B11 = jnp.maximum(jnp.sum(real_BT1, axis=1, keepdims=True), 1.0)
+        apart_BTD = x_BTD - jnp.sum(x_BTD * real_BT1, axis=1, keepdims=True) / count_B11
+        scores_BT += jnp.sum((apart_BTD * dx_BTD).astype(jnp.float32), axis=-1)
+    return scores_BT * _real(batch)
 
 
 @dataclass(frozen=True, slots=True)
 class EveryLayer:
     """Attention of all layers [L, B, N, T, S] and the gradient of the class's log odds on it; embeddings and theirs
-    [B, T, D]; the trunk's output [B, T, D]; the share of each position in what the classifier reads [B, T]."""
+    [B, T, D]; the trunk's output [B, T, D]; the share of each position in what the classifier reads [B, T]; the classes
+    explained [B, C]."""
 
     maps: jax.Array
     dmaps: jax.Array
@@ -166,6 +192,7 @@ class EveryLayer:
     dx: jax.Array
     out: jax.Array
     pooled: jax.Array
+    members: jax.Array
 
 
 def nothing(model: Classifier, batch: Batch, mask: int) -> Float[Array, "B T D"]:
@@ -199,33 +226,64 @@ def every_layer(
         out_BTD, maps = trunk_with_maps(model, x_BTD, batch["positions"], batch["segments"], added)
         share_BT = model.shares(out_BTD, batch["segments"])
         logits_BC = model.classify(model.pool(out_BTD, batch["segments"]))
-        odds_B = log_odds(logits_BC, jax.lax.stop_gradient(chosen(logits_BC, wanted_B)))
-        return jnp.sum(odds_B), (maps, out_BTD, share_BT)
+        members_BC = jax.lax.stop_gradient(chosen(logits_BC, wanted_B))
+        return jnp.sum(log_odds(logits_BC, members_BC)), (maps, out_BTD, share_BT, members_BC)
 
     none = jnp.zeros((model.config.layers, B, model.config.heads, T, T), jnp.float32)
-    (dx_BTD, dmaps), (maps, out_BTD, share_BT) = jax.grad(score, argnums=(0, 1), has_aux=True)(x_BTD, none)
-    return EveryLayer(maps, dmaps, text_BTD, dx_BTD, out_BTD, share_BT)
+    (dx_BTD, dmaps), (maps, out_BTD, share_BT, members_BC) = jax.grad(score, argnums=(0, 1), has_aux=True)(x_BTD, none)
+    return EveryLayer(maps, dmaps, text_BTD, dx_BTD, out_BTD, share_BT, members_BC)
 
 
 def _settled(model: Classifier, batch: Batch, classes_B: Int[Array, " B"]) -> Int[Array, " B"]:
-    """The classes asked for, with the one predicted for the whole text in place of NOTHING."""
-    pooled_BD = model.represent(batch["tokens"], batch["positions"], batch["segments"])
-    return jnp.where(classes_B == NOTHING, jnp.argmax(model.classify(pooled_BD), axis=-1), classes_B)
+    """The classes asked for, with the one predicted for the whole text in place of NOTHING: a forward pass more, run
+    only where a row asks for it."""
+
+    def predicted() -> jax.Array:
+        pooled_BD = model.represent(batch["tokens"], batch["positions"], batch["segments"])
+        likely_B = jnp.argmax(model.classify(pooled_BD), axis=-1).astype(classes_B.dtype)
+        return jnp.where(classes_B == NOTHING, likely_B, classes_B)
+
+    return jax.lax.cond(jnp.any(classes_B == NOTHING), predicted, lambda: classes_B)
 
 
 def grounded(
-    model: Classifier, batch: Batch, classes_B: Int[Array, " B"], *, mask: int = -1, at: float = 0.5
+    model: Classifier, batch: Batch, classes_B: Int[Array, " B"], *, mask: int = -1, alone: bool = True
 ) -> jax.Array:
-    """Our relevance without supervision: attention of every layer where its gradient speaks for the class, received by
-    each position from all queries, heads and layers, and what the position gives without attention, its gradient times
-    what sets its embedding apart from nothing.
+    """Our relevance without supervision, the sum of two shares of the class's log odds:
 
-    The gradient of an attention entry is the class's slope along the value that it carries, so value norms are in it;
-    entries that speak against the class are left out rather than cancelled against others. Both gradients are taken
-    halfway between nothing and the text, where the class is not settled yet: the one-point rule of integrated
-    gradients, for one pass forward and one back.
+    - what a position gives through attention: every layer's attention where its gradient speaks for the class, received
+      from all queries, heads and layers. The gradient of an entry is the class's slope along the value that it carries,
+      so value norms are in it; entries that speak against the class are left out rather than cancelled against others.
+    - what its word says alone (`from_nothing`), to a model that has read nothing yet; `alone` False leaves that out.
+
+    The first is read where the text settles the class, the second where nothing is settled: the two ends of the way
+    that integrated gradients walk in many steps. One pass forward and one back; the second costs next to nothing.
     """
-    found = every_layer(model, batch, classes_B, mask=mask, at=at)
-    attention_BT = jnp.sum(found.maps * jax.nn.relu(found.dmaps), axis=(0, 2, 3))
-    along_BT = jnp.sum((found.x * found.dx).astype(jnp.float32), axis=-1)
-    return (at * attention_BT + along_BT) * _real(batch)
+    found = every_layer(model, batch, classes_B)
+    scores_BT = jnp.sum(found.maps * jax.nn.relu(found.dmaps), axis=(0, 2, 3))
+    if alone:
+        scores_BT += from_nothing(model, batch, found.members, mask=mask)
+    return scores_BT * _real(batch)
+
+
+def from_nothing(
+    model: Classifier, batch: Batch, members_BC: Float[Array, "B C"], *, mask: int = -1
+) -> Float[Array, "B T"]:
+    """The slope of the log odds of some classes along what sets each embedding apart from nothing, at a text that says
+    nothing.
+
+    All positions of such a text are alike: attention moves nothing, and the mean of their gradients is that of a text
+    of one position divided by their number. That one is computed, so the price is a pass over a single position (in a
+    causal model, or with learned positions, it stands for the others without being equal to them). A model without a
+    mask begins at the mean of the row: at zero its norms have no slope to speak of.
+    """
+    x_BTD, real_BT = model.embed(batch["tokens"], batch["positions"]), _real(batch)
+    count_B1 = jnp.maximum(jnp.sum(real_BT, axis=1, keepdims=True), 1.0)
+    none_BTD = x_BTD if mask < 0 else nothing(model, batch, mask)
+    one_B1D = jnp.einsum("BTD,BT->BD", none_BTD, (real_BT / count_B1).astype(x_BTD.dtype))[:, None, :]
+    first = {"positions": batch["positions"][:, :1], "segments": jnp.ones_like(batch["segments"][:, :1])}
+
+    odds = lambda one_B1D: jnp.sum(of_embeddings(model, one_B1D, first, members_BC))
+    slope_B1D = jax.grad(odds)(one_B1D)
+    apart_BTD = x_BTD - (one_B1D if mask < 0 else none_BTD)
+    return jnp.sum((apart_BTD * slope_B1D).astype(jnp.float32), axis=-1) / count_B1

@@ -15,6 +15,7 @@ from itertools import combinations
 import numpy as np
 from scipy.stats import beta, binomtest
 
+from jaxlm.explain.bags import incidence
 from jaxlm.explain.fidelity import top
 from jaxlm.explain.subject import Subject, Words
 
@@ -194,19 +195,27 @@ class RuleList:
         return float(np.mean(self.predict(data.texts) == data.says))
 
 
+def standing(clauses: Sequence[Clause], texts: Sequence[Words]) -> np.ndarray:
+    """bool [clauses, texts]: whether all words of a clause stand in a text."""
+    words = sorted({word for clause in clauses for word in clause.words})
+    held_VN = np.ascontiguousarray(incidence(texts, words).toarray().T > 0)
+    places = {word: at for at, word in enumerate(words)}
+    rows = [held_VN[[places[word] for word in clause.words]].all(0) for clause in clauses]
+    return np.array(rows, bool).reshape(len(clauses), len(texts))
+
+
 def rule_list(clauses: Sequence[Clause], data: Judged, size: int) -> RuleList:
     """Takes the clause that gains most agreement with the model on `data`, then the next, up to `size`; a new clause
     stands before the default and after those taken, and the default is the majority of what no clause holds."""
-    sets, n = data.sets(), len(data.texts)
-    holds = np.array([[clause.holds(s) for s in sets] for clause in clauses], bool).reshape(len(clauses), n)
+    holds = standing(clauses, data.texts)
     labels = np.array([clause.label for clause in clauses], int)
     right = holds & (labels[:, None] == data.says[None, :])
-    free, taken = np.ones(n, bool), []
+    free, taken = np.ones(len(data.texts), bool), []
     classes = int(max(data.says.max(initial=0), labels.max(initial=0))) + 1
     default = int(np.bincount(data.says, minlength=classes).argmax())
     while len(taken) < size and len(clauses):
-        usual = data.says == default
-        gain = (right & free).sum(1) - (holds & free & usual).sum(1)
+        usual = free & (data.says == default)
+        gain = np.count_nonzero(right & free, axis=1) - np.count_nonzero(holds & usual, axis=1)
         best = int(gain.argmax())
         if gain[best] <= 0:
             break

@@ -76,7 +76,8 @@ class Subject:
         found: list[np.ndarray] = [np.zeros(0)] * len(texts)
         call = _jitted(score, tuple(sorted(options.items())))
         for places, batch in self.encoder.batches(texts, self.rows):
-            wanted = np.full(self.rows, NOTHING, np.int32)
+            # Rows beyond the texts ask for class 0: NOTHING costs a pass more to settle.
+            wanted = np.full(self.rows, NOTHING if classes is None else 0, np.int32)
             if classes is not None:
                 wanted[: len(places)] = classes[places]
             scores_BT = np.asarray(call(self.model, _tensors(batch), wanted))

@@ -7,6 +7,7 @@ Axes: L layers, B batch, T query position, S key position, D embed, N heads, H h
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -25,25 +26,45 @@ def sees(model: Trunk, x_BTD: Float[Array, "B T D"], segments_BT: Int[Array, "B 
     return jnp.tril(sees_B1TS) if model.config.causal else sees_B1TS
 
 
-def block_with_map(
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Attention of one block, before its output projection: probabilities float32, the values they weigh, the sums."""
+
+    maps: Float[Array, "B N T S"]
+    values: Float[Array, "B S N H"]
+    context: Float[Array, "B T N H"]
+
+
+def attention_in_the_open(
     block: Block,
     x_BTD: Float[Array, "B T D"],
     positions_BT: Int[Array, "B T"],
     sees_B1TS: Bool[Array, "B 1 T S"],
     added_BNTS: Float[Array, "B N T S"] | None = None,
-) -> tuple[Float[Array, "B T D"], Float[Array, "B N T S"], Float[Array, "B S N H"]]:
-    """What one block gives, without dropout; its attention probabilities; and the values they weigh.
-
-    `added_BNTS` is added to the probabilities: the gradient at zero is that with respect to them.
-    """
+) -> Open:
+    """The attention of a block on what enters it; `added_BNTS` is added to the probabilities as they are used."""
     scale = 1 / math.sqrt(block.attn.config.per_head)
     q, k, v = block.attn.queries_keys_values(block.attend_input(x_BTD), positions_BT)
     k, v = (jnp.repeat(y, q.shape[2] // y.shape[2], axis=2) for y in (k, v))
     scores_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q, k, preferred_element_type=jnp.float32) * scale
     p_BNTS = jax.nn.softmax(jnp.where(sees_B1TS, scores_BNTS, -jnp.inf), axis=-1)
     used_BNTS = p_BNTS if added_BNTS is None else p_BNTS + added_BNTS
-    context_BTNH = jnp.einsum("BNTS,BSNH->BTNH", used_BNTS.astype(v.dtype), v)
-    return block.after_attention(x_BTD, block.attn.output(context_BTNH)), p_BNTS, v
+    return Open(p_BNTS, v, jnp.einsum("BNTS,BSNH->BTNH", used_BNTS.astype(v.dtype), v))
+
+
+def block_with_map(
+    block: Block,
+    x_BTD: Float[Array, "B T D"],
+    positions_BT: Int[Array, "B T"],
+    sees_B1TS: Bool[Array, "B 1 T S"],
+    added_BNTS: Float[Array, "B N T S"] | None = None,
+) -> tuple[Float[Array, "B T D"], Float[Array, "B N T S"]]:
+    """What one block gives, without dropout, and its attention probabilities.
+
+    `added_BNTS` is added to the probabilities: the gradient at zero is that with respect to them.
+    """
+    found = attention_in_the_open(block, x_BTD, positions_BT, sees_B1TS, added_BNTS)
+    return block.after_attention(x_BTD, block.attn.output(found.context)), found.maps
 
 
 def trunk_with_maps(
@@ -62,7 +83,7 @@ def trunk_with_maps(
 
     def layer(x_BTD: jax.Array, item: Any) -> tuple[jax.Array, jax.Array]:
         block, added_BNTS = item
-        x_BTD, p_BNTS, _ = block_with_map(block, x_BTD, positions_BT, sees_B1TS, added_BNTS)
+        x_BTD, p_BNTS = block_with_map(block, x_BTD, positions_BT, sees_B1TS, added_BNTS)
         return x_BTD, p_BNTS
 
     x_BTD, maps_LBNTS = jax.lax.scan(layer, x_BTD, (model.blocks, added_LBNTS))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.explain import gradients
+from jaxlm.explain import gradients, relevance
 from jaxlm.explain.relevance import nothing
 from jaxlm.model.classifier import Classifier
 from tests.explain.tiny import examples, subject
@@ -33,7 +33,7 @@ def test_the_twin_is_one():
     x, none = ends(model)
     weights = {name: jnp.asarray(value) for name, value in weights_of(model).items()}
     members = jnp.asarray([[0.0, 1.0]])
-    ours = jax.jit(lambda x: gradients.of_embeddings(model, x, row(), members))
+    ours = jax.jit(lambda x: relevance.of_embeddings(model, x, row(), members))
     theirs = jax.jit(lambda x: log_odds(jnp, jnp.asarray, model, weights, x))
     for at in (x, none, 0.3 * x + none):
         np.testing.assert_allclose(theirs(at), ours(at), rtol=1e-4, atol=1e-4)

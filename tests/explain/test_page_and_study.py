@@ -17,7 +17,8 @@ from jaxlm.explain.sources import find_words, read_cose, read_eraser, read_esnli
 from jaxlm.explain.texts import Example
 from tests.explain.tiny import examples
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "headless_shell")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chromium-headless-shell",
+            "headless_shell")  # fmt: skip
 COUNTS = Counts(texts=100, support=20, model=19, people=15)
 
 

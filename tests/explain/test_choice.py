@@ -1,0 +1,42 @@
+"""How many words are named: by what overlap the scores let expect, fitted on other texts."""
+
+import numpy as np
+import pytest
+
+from jaxlm.explain.choice import Chooser, expected, fitted
+from jaxlm.explain.fidelity import token_iou
+
+SURE, LIKELY, UNLIKELY = 4.0, 0.0, -4.0
+
+
+def test_expected_overlap_by_hand():
+    p = np.array([1.0, 0.5, 0.0])
+    # First word: 1 hit of 1 named and 0.5 more expected; two words: 1.5 of 2; three: 1.5 of 3.
+    np.testing.assert_allclose(expected(p, "iou"), [1 / 1.5, 1.5 / 2, 1.5 / 3])
+    np.testing.assert_allclose(expected(p, "f1"), [2 / 2.5, 3 / 3.5, 3 / 4.5])
+
+
+def test_half_likely_words_are_named_where_they_are_many():
+    """At one threshold both texts would get the same treatment."""
+    alone = Chooser()(np.array([SURE, SURE, SURE, LIKELY - 0.5, UNLIKELY]))
+    many = Chooser()(np.array([LIKELY - 0.5] * 5))
+    assert alone.tolist() == [True, True, True, False, False]
+    assert many.all()
+
+
+def test_naming_nothing_is_an_answer_where_it_may_be():
+    scores = np.full(3, UNLIKELY)
+    assert Chooser(overlap="f1")(scores).sum() >= 1
+    assert not Chooser(overlap="f1", empty=True)(scores).any()
+    assert Chooser()(np.zeros(0)).shape == (0,)
+
+
+def test_the_chooser_fitted_undoes_a_shift_of_the_scores():
+    random = np.random.default_rng(0)
+    gold = [random.random(12) < share for share in random.uniform(0.1, 0.9, 60)]
+    scores = [np.where(g, 1.0, -1.0) + 0.8 * random.standard_normal(12) + 1.5 for g in gold]
+    judge = lambda i, chosen: token_iou(chosen, gold[i])
+    mean = lambda chooser: np.mean([judge(i, chooser(s)) for i, s in enumerate(scores)])
+    found = fitted(scores, judge)
+    assert found.shift == pytest.approx(1.5, abs=0.75)
+    assert mean(found) > mean(Chooser()) + 0.02
