@@ -123,6 +123,8 @@ class Config:
             raise ValueError(f"seeds={self.seeds} must be at least 3, grid at least 2")
 
     def chosen(self) -> list[str]:
+        if self.methods == "all":
+            return list(METHODS)
         return [name.strip() for name in self.methods.split(",") if name.strip()]
 
 

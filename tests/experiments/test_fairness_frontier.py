@@ -10,7 +10,7 @@ pytest.importorskip("sklearn", reason="scikit-learn is in the extra fairness")
 
 from experiments.benchmarks.fairness.compare import front, hypervolume, verdict
 from experiments.benchmarks.fairness.folds import fold
-from experiments.benchmarks.fairness_frontier import Config, execute
+from experiments.benchmarks.fairness_frontier import METHODS, Config, execute
 from jaxlm.fairness.tables import ADULT_CATEGORIES, ADULT_NUMBERS, adult
 
 
@@ -87,6 +87,10 @@ def test_folds_are_stratified_disjoint_and_blind(file):
     rates = [p.y[p.a == 1].mean() for p in parts]
     assert rates == pytest.approx([rates[0]] * 3, abs=0.02)
     assert split.train.x.mean(0) == pytest.approx(np.zeros(split.train.x.shape[1]), abs=1e-9)
+
+
+def test_all_methods_are_chosen_by_default():
+    assert Config().chosen() == list(METHODS)
 
 
 @pytest.mark.parametrize(
