@@ -6,13 +6,17 @@ Question: the paper's table 5 says that adversarial training with reweighting cl
 Method:   every labelled row is scored by a model that never saw it (cross-fitting). Groups are word lists
           (jaxlm/data/labelled/lists.py), of at least 200 rows. An AUC gap is the largest difference between the groups
           of an attribute; the mean gap of groups drawn at random, of the same sizes and labels, is its noise floor, and
-          the claim is judged on the gap without it. HateCheck is never trained on.
-Cost:     about twenty minutes on one core.
-Run:      python -m experiments.table5_fairness --data DIR [--hatecheck DIR] [--test FILE] [--json]
+          the claim is judged on the gap without it. HateCheck is never trained on. Values that a method leaves open
+          are chosen once, by one rule for all: trained on the split train and judged on valid, that of the highest BPSN
+          power mean among those whose AUC is at most .01 below no debiasing; else that of the highest AUC. The bag of
+          words beside the encoder is fitted to the rows, weights and hidden words of the method; an adversary and LEACE
+          reach the encoder only.
+Cost:     about half a minute of a quiet core per model: methods x folds x seeds, and one for each value tried. Each is
+          kept in OUT/scores: a call that was cut short goes on where it stopped when it is made again.
+Run:      python -m experiments.table5_fairness --data DIR [--hatecheck DIR] [--test FILE] [--seeds N] [--json]
 """
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +24,14 @@ import numpy as np
 
 from experiments.entry import main
 from experiments.report import Report, Row
-from experiments.text_gaps import corrected, gaps_of
-from experiments.text_methods import Learner, Method
+from experiments.text_gaps import Gap, by_group, corrected, gaps_of
+from experiments.text_methods import Method
+from experiments.text_scores import TUNING, Store
 from jaxlm.config import Run
-from jaxlm.data.labelled.corpus import LabelledCorpus, read_labelled, split_of_posts
+from jaxlm.data.labelled.corpus import read_labelled
 from jaxlm.data.labelled.hatecheck import read_hatecheck
 from jaxlm.data.labelled.lists import LISTS
-from jaxlm.data.labelled.rows import TEST, TRAIN, Labelled, Post
+from jaxlm.data.labelled.rows import TEST, Labelled, Post
 from jaxlm.decode import ConfigError
 from jaxlm.fairness.ranking import auc, bias
 from jaxlm.trainer.evaluate import macro_f1
@@ -52,10 +57,10 @@ class Config:
         test: another file of the same format, whose test rows are scored by every fold too; null leaves it out.
         folds: parts of the rows, each scored by a model of the others.
         epochs: passes over the training rows.
-        seed: of folds, weights and orders.
+        seeds: how often all of it is done, each time with other folds, weights and orders.
         resamples: of the bootstrap of each gap.
         permutations: of the groups, for the noise floor.
-        scores: folders of earlier calls on the same rows, folds and seed, whose methods are not trained again.
+        train: false reports the methods whose models are all there, and trains none.
         methods: by name; the first is what the others are compared with.
         run: data, model and optimizer.
     """
@@ -64,79 +69,21 @@ class Config:
     hatecheck: str | None = None
     test: str | None = None
     folds: int = 5
-    epochs: int = 2
-    seed: int = 0
+    epochs: float = 2.5
+    seeds: int = 1
     resamples: int = 300
     permutations: int = 100
-    scores: tuple[str, ...] = ()
+    train: bool = True
     methods: dict[str, Method] = dataclasses.field(default_factory=dict)
     run: Run = dataclasses.field(default_factory=Run)
 
     def __post_init__(self) -> None:
-        if self.folds < 2 or not self.methods:
-            raise ValueError("folds must be at least 2, and methods must name at least one")
+        if self.folds < 2 or self.seeds < 1 or not self.methods:
+            raise ValueError("folds must be at least 2, seeds at least 1, and methods must name at least one")
 
 
 Found = dict[str, dict[str, np.ndarray]]
-"""By method: `rows` [N, C] probabilities, `hatecheck` [M] and `test` [K, C], both means over folds."""
-
-
-def cross_fit(config: Config, data: Labelled, others: dict[str, list[Post]], out: Path) -> Found:
-    """Probabilities of every row by a model that never saw it, and of other texts by all of them; what there is after
-    each fold lies in `out`."""
-    random = np.random.default_rng(config.seed)
-    fold = random.permutation(len(data.posts)) % config.folds
-    learners = {name: Learner(config.run, method, config.epochs) for name, method in config.methods.items()}
-    assert config.run.fairness is not None
-    attributes = tuple(config.run.fairness.attribute)
-    classes = len(data.classes)
-    found: Found = {
-        name: {"rows": np.full((len(data.posts), classes), np.nan)}
-        | {other: np.zeros((len(posts), classes)) for other, posts in others.items()}
-        for name in learners
-    }
-    for k in range(config.folds):
-        # Rows of a multiple of the batch, so that every fold runs the same compiled step.
-        parts = [TEST if f == k else TRAIN for f in fold]
-        posts = [dataclasses.replace(p, split=part) for p, part in zip(data.posts, parts, strict=True)]
-        corpus = LabelledCorpus(dataclasses.replace(data, posts=tuple(posts)), config.run.data, attributes)
-        splits = [corpus.split(TEST)] + [
-            split_of_posts(TEST, other, corpus.tokenizer, config.run.data.sequence, attributes)
-            for other in others.values()
-        ]
-        bare = None
-        for name, learner in learners.items():
-            began = time.monotonic()
-            plain = learner.method in (Method(), Method(erase=True))
-            model = bare if plain and bare is not None else learner.fit(corpus, config.seed + k)
-            bare = model if plain else bare
-            made = learner.scores(model, corpus, splits)
-            found[name]["rows"][fold == k] = made[0]
-            for other, chances in zip(others, made[1:], strict=True):
-                found[name][other] += chances / config.folds
-            print(f"fold {k + 1}/{config.folds}, {name}: {time.monotonic() - began:.0f} s", flush=True)
-        save(out, found)
-    return found
-
-
-def save(out: Path, found: Found) -> None:
-    """Leaves the probabilities in `out`, for `scores` of a later call."""
-    out.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, Any] = {
-        f"{method}/{part}": array for method, parts in found.items() for part, array in parts.items()
-    }
-    np.savez_compressed(out / "scores.npz", **arrays)
-
-
-def earlier(folders: tuple[str, ...]) -> Found:
-    """The probabilities that earlier calls have left."""
-    found: Found = {}
-    for folder in folders:
-        with np.load(Path(folder) / "scores.npz") as file:
-            for name in file.files:
-                method, part = name.rsplit("/", 1)
-                found.setdefault(method, {})[part] = file[name]
-    return found
+"""By method: `rows` [S, N, C] probabilities, `hatecheck` [S, M, C] and `test` [S, K, C], both means over folds."""
 
 
 def execute(config: Config, out: Path) -> Report:
@@ -153,85 +100,173 @@ def execute(config: Config, out: Path) -> Report:
         others["hatecheck"] = list(read_hatecheck(config.hatecheck, "--hatecheck").posts)
     if config.test is not None:
         others["test"] = read_labelled(config.run.classify.dataset, config.test).split(TEST)
-    known = earlier(config.scores)
-    todo = {name: method for name, method in config.methods.items() if name not in known}
-    fresh = cross_fit(dataclasses.replace(config, methods=todo), data, others, out) if todo else {}
-    found = {name: fresh[name] if name in fresh else known[name] for name in config.methods}
-    save(out, found)
-    return reported(config, data, others, found)
+    store = Store(out / "scores", config.run, config.epochs, data, others, config.folds)
+    chosen = {name: choose(store, config, name) for name in config.methods}
+    wanted = [(seed, fold) for seed in range(config.seeds) for fold in range(config.folds)]
+    if config.train:
+        # Fold by fold, so that a table cut short holds all methods on the same rows.
+        for seed, fold in wanted:
+            for name, method in chosen.items():
+                assert method is not None
+                store(name, method, seed, fold)
+    ready = {
+        name: method
+        for name, method in chosen.items()
+        if method is not None and all(store.path(method, *at).exists() for at in wanted)
+    }
+    if not ready:
+        raise ConfigError(f"no method has all its models in {out / 'scores'}; leave out --train false to make them")
+    found = {name: gathered(store, config, name, method) for name, method in ready.items()}
+    settled = {name: method for name, method in ready.items() if config.methods[name].tune}
+    return reported(config, data, others, found, settled)
 
 
-def reported(config: Config, data: Labelled, others: dict[str, list[Post]], found: Found) -> Report:
-    """The table, from the probabilities."""
+def choose(store: Store, config: Config, name: str) -> Method | None:
+    """A method with the values that validation chooses; None where they cannot be known without training."""
+    method = config.methods[name]
+    if not method.tune:
+        return method
+    base = next(iter(config.methods.values()))
+    candidates = [base, *method.candidates()]
+    if not config.train and not all(store.path(each, 0, TUNING).exists() for each in candidates):
+        return None
+    judged = []
     assert config.run.fairness is not None
-    scored = np.all([~np.isnan(parts["rows"][:, 0]) for parts in found.values()], axis=0)
-    posts = [post for post, there in zip(data.posts, scored, strict=True) if there]
+    for each in candidates:
+        scores = store(f"{name}, {', '.join(f'{key} {getattr(each, key):g}' for key in method.tune)}", each, 0, TUNING)
+        posts = [store.data.posts[i] for i in scores["rows"]]
+        groups = memberships(posts, tuple(config.run.fairness.attribute), 30)
+        harmful = np.array([p.label for p in posts]) > 0
+        judged.append(bias(harmful, 1.0 - scores["chances"][:, 0], groups))
+    able = [i for i in range(1, len(candidates)) if judged[i].overall >= judged[0].overall - LOSS]
+    if able:
+        return candidates[max(able, key=lambda i: judged[i].mean("bpsn"))]
+    return candidates[max(range(1, len(candidates)), key=lambda i: judged[i].overall)]
+
+
+def gathered(store: Store, config: Config, name: str, method: Method) -> dict[str, np.ndarray]:
+    """The probabilities of all folds put together, one set per seed."""
+    parts: dict[str, list[np.ndarray]] = {part: [] for part in ("rows", *store.others)}
+    for seed in range(config.seeds):
+        made = [store(name, method, seed, fold) for fold in range(config.folds)]
+        rows = np.zeros((len(store.data.posts), made[0]["chances"].shape[1]))
+        for one in made:
+            rows[one["rows"]] = one["chances"]
+        parts["rows"].append(rows)
+        for other in store.others:
+            parts[other].append(np.mean([one[other] for one in made], axis=0))
+    return {part: np.stack(arrays) for part, arrays in parts.items()}
+
+
+def memberships(posts: list[Post], attributes: tuple[str, ...], least: int) -> dict[str, np.ndarray]:
+    """Who belongs to each group, as ATTRIBUTE/GROUP, bool [N]; smaller groups are left out."""
+    texts = [p.words for p in posts]
+    return {f"{a}/{g}": m for a in attributes for g, m in gaps_of(texts, LISTS[a], least).items()}
+
+
+def reported(
+    config: Config, data: Labelled, others: dict[str, list[Post]], found: Found, settled: dict[str, Method]
+) -> Report:
+    """The table, from the probabilities; figures are means over seeds."""
+    assert config.run.fairness is not None
+    posts = list(data.posts)
     labels = np.array([p.label for p in posts])
     harmful = labels > 0
     test = np.array([p.split == TEST for p in posts])
-    members = {a: gaps_of([p.words for p in posts], LISTS[a], LEAST) for a in config.run.fairness.attribute}
-    everyone = {f"{a}/{g}": m for a, groups in members.items() for g, m in groups.items()}
+    attributes = tuple(config.run.fairness.attribute)
+    everyone = memberships(posts, attributes, LEAST)
     rows: list[Row] = []
     base: dict[str, float] = {}
     verdicts: list[str] = []
     for name, parts in found.items():
-        chances = parts["rows"][scored]
-        scores = 1.0 - chances[:, 0]
-        overall, figures = auc(harmful, scores), {}
-        if "auc" not in base:
-            reached = f1(labels[test], chances[test])
-            verdicts.append(
-                f"{name}: macro-F1 {reached:.3f} ({_met(reached > BAG_OF_WORDS)}, above {BAG_OF_WORDS} asked)"
-            )
-        base.setdefault("auc", overall)
-        report = bias(harmful, scores, everyone)
+        runs = parts["rows"]
+        scores = [1.0 - chances[:, 0] for chances in runs]
+        overall, figures = float(np.mean([auc(harmful, s) for s in scores])), {}
+        reached = [f1(labels[test], chances[test]) for chances in runs]
+        if not base:
+            base["auc"] = overall
+            said = _met(float(np.mean(reached)) > BAG_OF_WORDS)
+            verdicts.append(f"{name}: macro-F1 {np.mean(reached):.3f} ({said}, above {BAG_OF_WORDS} asked)")
+        reports = [bias(harmful, s, everyone) for s in scores]
         rows.append(Row(what=name, quantity="AUC, all rows, harmful or not", measured=overall))
         rows.append(
             Row(
                 what=name,
                 quantity="macro-F1, rows of the test split",
                 published=BAG_OF_WORDS,
-                measured=f1(labels[test], chances[test]),
+                measured=float(np.mean(reached)),
                 note="published: a bag of words on the official test split",
             )
         )
-        for attribute, groups in members.items():
+        for attribute in attributes:
+            groups = {g: m for g, m in everyone.items() if g.startswith(f"{attribute}/")}
             if len(groups) < 2:
                 rows.append(Row(what=name, quantity=f"{attribute} AUC gap", note=f"fewer than two groups of {LEAST}"))
                 continue
-            gap = corrected(harmful, scores, groups, config.permutations, config.resamples, config.seed)
-            figures[attribute] = gap.corrected
-            base.setdefault(attribute, gap.corrected)
-            rows.append(
-                Row(
-                    what=name,
-                    quantity=f"{attribute} AUC gap, corrected",
-                    paper=PAPER.get(name, {}).get(attribute),
-                    measured=gap.corrected,
-                    note=f"raw {gap.raw:.3f}, noise floor {gap.floor:.3f}, 95 % [{gap.low:.3f}, {gap.high:.3f}]",
-                )
-            )
-        worst = min(report.bpsn, key=lambda g: report.bpsn[g])
-        rows.append(Row(what=name, quantity="BPSN AUC, power mean", published=BPSN, measured=report.mean("bpsn")))
-        rows.append(Row(what=name, quantity="BPSN AUC, worst", published=WORST_BPSN, measured=report.bpsn[worst],
-                        note=worst))  # fmt: skip
+            each = [corrected(harmful, s, groups, config.permutations, config.resamples, i)
+                    for i, s in enumerate(scores)]  # fmt: skip
+            figures[attribute] = float(np.mean([g.corrected for g in each]))
+            base.setdefault(attribute, figures[attribute])
+            rows.append(gap_row(name, attribute, each, {g: np.mean([r.subgroup[g] for r in reports]) for g in groups}))
+            rows += group_rows(name, attribute, harmful, scores, groups)
+        bpsn = {g: float(np.mean([r.bpsn[g] for r in reports])) for g in everyone}
+        mean = float(np.mean([r.mean("bpsn") for r in reports]))
+        worst = min(bpsn, key=lambda g: bpsn[g])
+        rows.append(Row(what=name, quantity="BPSN AUC, power mean", published=BPSN, measured=mean))
+        rows.append(Row(what=name, quantity="BPSN AUC, worst", published=WORST_BPSN, measured=bpsn[worst], note=worst))
         if "hatecheck" in parts:
-            rows += hatecheck_rows(name, others["hatecheck"], parts["hatecheck"])
+            rows += hatecheck_rows(name, others["hatecheck"], parts["hatecheck"].mean(0))
         if "test" in parts:
             other = np.array([p.label for p in others["test"]]) > 0
-            rows.append(Row(what=name, quantity="AUC, --test", measured=auc(other, 1.0 - parts["test"][:, 0])))
+            each = [auc(other, 1.0 - chances[:, 0]) for chances in parts["test"]]
+            rows.append(Row(what=name, quantity="AUC, --test", measured=float(np.mean(each))))
         if name != next(iter(found)):
-            verdicts.append(verdict(name, figures, base, overall, report.mean("bpsn"), report.bpsn[worst]))
+            verdicts.append(verdict(name, figures, base, overall, mean, bpsn[worst]))
+    missing = [name for name in config.methods if name not in found]
     remarks = [
-        f"{data.name} ({data.licence}), {len(posts):,} of {len(data.posts):,} rows scored in {config.folds} folds, "
-        f"seeds {config.seed} to {config.seed + config.folds - 1}. It stands in for Jigsaw, whose rows are not "
+        f"{data.name} ({data.licence}), {len(posts):,} rows scored in {config.folds} folds, seeds: {config.seeds}. "
+        "It stands in for Jigsaw, whose rows are not "
         "redistributable. Groups are word lists, and are called so. Attribute used at prediction time: no, by any "
         "method; models read the text, and those whose identity words are hidden do not read the words of the lists.",
         "Published BPSN figures are of a bag of words with other lists on the official test split: anchors, not the "
         "same quantity. Equalized odds and calibration cannot both hold where groups' base rates differ.",
-        *verdicts,
     ]
-    return Report(title="Table 5: gaps of a text classifier", rows=rows, remarks=remarks, details={"base": base})
+    if settled:
+        values = lambda n: ", ".join(f"{key} {getattr(settled[n], key):g}" for key in config.methods[n].tune)
+        remarks.append(f"Chosen on the validation rows: {'; '.join(f'{n}: {values(n)}' for n in settled)}.")
+    if missing:
+        remarks.append(f"Not reported, for not all of their models are there: {', '.join(missing)}.")
+    details = {"base": base, "missing": missing}
+    return Report(title="Table 5: gaps of a text classifier", rows=rows, remarks=[*remarks, *verdicts], details=details)
+
+
+def gap_row(name: str, attribute: str, gaps: list[Gap], areas: dict[str, Any]) -> Row:
+    """The corrected gap of an attribute: its mean over seeds, what it is made of, and the area of each group."""
+    mean = lambda field: float(np.mean([getattr(gap, field) for gap in gaps]))
+    spread = f", standard deviation over seeds {np.std([g.corrected for g in gaps], ddof=1):.3f}" * (len(gaps) > 1)
+    each = ", ".join(f"{g.split('/')[1]} {area:.3f}" for g, area in areas.items())
+    return Row(
+        what=name,
+        quantity=f"{attribute} AUC gap, corrected",
+        paper=PAPER.get(name, {}).get(attribute),
+        measured=mean("corrected"),
+        note=f"raw {mean('raw'):.3f}, noise floor {mean('floor'):.3f}, 95 % [{mean('low'):.3f}, {mean('high'):.3f}]"
+        f"{spread}; {each}",
+    )
+
+
+def group_rows(
+    name: str, attribute: str, harmful: np.ndarray, scores: list[np.ndarray], groups: dict[str, np.ndarray]
+) -> list[Row]:
+    """EOD, CWG and worst-group accuracy of the decision that a text is harmful where its score is above one half."""
+    found = [by_group(harmful, s, groups) for s in scores]
+    mean = lambda field: float(np.mean([getattr(one, field) for one in found]))
+    return [
+        Row(what=name, quantity=f"{attribute} EOD", measured=mean("opportunity"), note="largest difference in TPR"),
+        Row(what=name, quantity=f"{attribute} CWG", measured=mean("calibration"), note="worst group's ECE, 10 bins"),
+        Row(what=name, quantity=f"{attribute} worst-group accuracy", measured=mean("accuracy"),
+            note=f"group and label: {found[0].worst}"),
+    ]  # fmt: skip
 
 
 def f1(labels: np.ndarray, chances: np.ndarray) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxlm.data.labelled.lists import membership
+from jaxlm.fairness.metrics import expected_calibration_error
 from jaxlm.fairness.ranking import auc
 
 
@@ -70,3 +71,39 @@ def corrected(
     floor = float(np.mean(drawn))
     low, high = np.percentile(again, [2.5, 97.5])
     return Gap(raw=raw, floor=floor, low=max(2 * raw - high - floor, 0.0), high=max(2 * raw - low - floor, 0.0))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ByGroup:
+    """What decisions and scores are worth in the groups of an attribute.
+
+    Attributes:
+        opportunity: EOD, the largest difference between groups in the share of harmful texts called harmful.
+        calibration: CWG, the largest expected calibration error of a group, over ten bins of equal mass.
+        accuracy: the lowest share of right decisions in a cell of group and label.
+        worst: that cell.
+    """
+
+    opportunity: float
+    calibration: float
+    accuracy: float
+    worst: str
+
+
+def by_group(labels: np.ndarray, scores: np.ndarray, groups: Mapping[str, np.ndarray]) -> ByGroup:
+    """Of bool labels [N], scores [N], the probability of True, and bool groups [N]; decided at one half."""
+    right = (scores > 0.5) == labels
+    cells = {
+        f"{name}, {'harmful' if side else 'harmless'}": float(right[member & (labels == side)].mean())
+        for name, member in groups.items()
+        for side in (True, False)
+        if (member & (labels == side)).any()
+    }
+    rates = [value for cell, value in cells.items() if cell.endswith(", harmful")]
+    worst = min(cells, key=lambda cell: cells[cell])
+    return ByGroup(
+        opportunity=max(rates) - min(rates),
+        calibration=max(expected_calibration_error(labels[m], scores[m]) for m in groups.values()),
+        accuracy=cells[worst],
+        worst=worst,
+    )

@@ -1,6 +1,7 @@
 """The ways of debiasing a text classifier that table 5 compares, each trained by the trainer's own step."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -20,7 +21,7 @@ from jaxlm.fairness.text import raked
 from jaxlm.model.classifier import Classifier
 from jaxlm.model.classify import rows
 from jaxlm.model.transformer import Execution
-from jaxlm.task import model_of, objective_of, with_vectors
+from jaxlm.task import model_of, objective_of, with_bag, with_vectors
 from jaxlm.trainer.state import init_state
 from jaxlm.trainer.step import make_train_step
 
@@ -36,6 +37,7 @@ class Method:
         mask: words of the lists are hidden with this probability while training; 1 hides them when judged too.
         dro: group DRO over cells of group and label, its weights changed after each epoch by this rate.
         erase: LEACE on the representation, of a model trained without debiasing.
+        tune: values of `weight`, `mask` or `dro` of which validation chooses, by name.
     """
 
     weight: float = 0.0
@@ -44,12 +46,18 @@ class Method:
     mask: float = 0.0
     dro: float = 0.0
     erase: bool = False
+    tune: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+
+    def candidates(self) -> list["Method"]:
+        """The method with each combination of its values."""
+        values = itertools.product(*self.tune.values())
+        return [dataclasses.replace(self, tune={}, **dict(zip(self.tune, each, strict=True))) for each in values]
 
 
 class Learner:
-    """Trains and applies one method; compiled once, whatever the rows are."""
+    """Trains and applies one method; `programs` holds what is compiled, for all learners that share it."""
 
-    def __init__(self, run: Run, method: Method, epochs: int):
+    def __init__(self, run: Run, method: Method, epochs: float, programs: dict[Any, Any]):
         how = FairnessConfig(
             attribute=(run.fairness or FairnessConfig()).attribute,
             weight=method.weight,
@@ -59,8 +67,7 @@ class Learner:
         dropout = run.classify.dropout if method.dropout is None else method.dropout
         classify = dataclasses.replace(run.classify, dropout=dropout)
         self.run = dataclasses.replace(run, fairness=how, classify=classify)
-        self.method, self.epochs = method, epochs
-        self.programs: dict[int, Any] = {}
+        self.method, self.epochs, self.programs = method, epochs, programs
 
     def fit(self, corpus: LabelledCorpus, seed: int) -> Any:
         """A model trained on the training rows of a corpus."""
@@ -70,12 +77,15 @@ class Learner:
             split = dataclasses.replace(split, weights=raked(split.labels > 0, split.groups))
         config = dataclasses.replace(run.model, vocab=corpus.tokenizer.vocab, positions=run.data.sequence)
         model: Any = with_vectors(cast(Classifier, model_of(run, config, Execution(), jax.random.key(seed))), corpus)
+        if run.classify is not None and run.classify.wide:
+            model = with_bag(model, split, run.classify.strength)
         per_epoch = len(split) // run.train.batch
-        steps = self.epochs * per_epoch
+        steps = round(self.epochs * per_epoch)
         tx, sync = run.optim.build(steps), Implicit()
         state = init_state(model, tx, sync)
-        if steps not in self.programs:
-            self.programs[steps] = jax.jit(
+        program = (steps, repr(run.fairness), repr(run.classify))
+        if program not in self.programs:
+            self.programs[program] = jax.jit(
                 make_train_step(objective_of(run), tx, sync, seed=run.seed), donate_argnums=0
             )
         loader, q = LabelledLoader(split, run.train.batch, run.data.sequence, seed), None
@@ -85,7 +95,7 @@ class Learner:
                 split = dataclasses.replace(split, weights=weights)
                 loader = LabelledLoader(split, run.train.batch, run.data.sequence, seed)
             batch = {name: jnp.asarray(value)[None] for name, value in loader.fetch(step).items()}
-            state = self.programs[steps](state, batch)[0]
+            state = self.programs[program](state, batch)[0]
         assert bool(state.finite)
         return state.model
 
@@ -122,7 +132,10 @@ class Learner:
         found = []
         for split in splits:
             erased = eraser(predict(model, split, sequence)[0])
-            found.append(np.asarray(jax.nn.softmax(model.classify(jnp.asarray(erased, jnp.float32))), np.float64))
+            alone = model.classify(jnp.asarray(erased, jnp.float32))
+            arrays = split.arrays(np.arange(len(split)), sequence)
+            logits = model.joined(alone, jnp.asarray(arrays["tokens"]), jnp.asarray(arrays["segments"]))
+            found.append(np.asarray(jax.nn.softmax(logits), np.float64))
         return found
 
 

@@ -76,7 +76,7 @@ def prediction(session: Session) -> Callable[[Any, Any], jax.Array]:
 
     def predict(model: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
         tokens, positions, segments = (batch[name][0] for name in ("tokens", "positions", "segments"))
-        return jax.nn.softmax(model.classify(model.represent(tokens, positions, segments)), axis=-1)
+        return jax.nn.softmax(model.logits(tokens, positions, segments), axis=-1)
 
     return jax.jit(predict, out_shardings=replicated(session.mesh))
 

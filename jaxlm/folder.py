@@ -52,6 +52,11 @@ class Folder:
         return self.path / "metrics.jsonl"
 
     @property
+    def checks(self) -> Path:
+        """Held-out checks of a run that debiases."""
+        return self.path / "checks.jsonl"
+
+    @property
     def evaluations(self) -> Path:
         return self.path / "evaluations.jsonl"
 

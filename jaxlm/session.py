@@ -24,6 +24,7 @@ from jaxlm.data.feed import Feed, Shared
 from jaxlm.data.loader import Loader
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.decode import ConfigError
+from jaxlm.fairness.turns import taking_turns
 from jaxlm.model.attention import Kernel, choose_kernel
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.describe import describe
@@ -207,7 +208,8 @@ class Session:
 
     @cached_property
     def tx(self) -> optax.GradientTransformation:
-        return syncing.optimizer(self.run, self.scheme)
+        tx = syncing.optimizer(self.run, self.scheme)
+        return tx if self.run.fairness is None else taking_turns(tx, self.run.fairness)
 
     @cached_property
     def sync(self) -> GradSync | LocalSteps:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxlm.collectives.sync import Objective
 from jaxlm.config import Run
 from jaxlm.data.corpus import Corpus
-from jaxlm.data.labelled.corpus import CLASSES, LabelledCorpus, prepare_labelled
+from jaxlm.data.labelled.bag import learn_bag
+from jaxlm.data.labelled.corpus import CLASSES, LabelledCorpus, LabelledSplit, prepare_labelled
 from jaxlm.data.labelled.lists import LISTS
 from jaxlm.data.labelled.loader import LabelledLoader
 from jaxlm.data.labelled.vocabulary import Vocabulary
@@ -43,7 +44,8 @@ def model_of(run: Run, config: ModelConfig, execution: Execution, key: jax.Array
     how = run.classify
     if how is None:
         return Transformer(config, execution, key=key)
-    head: Any = {"classes": len(CLASSES[how.dataset]), "pooling": how.pooling, "rate": how.dropout, "key": key}
+    head: Any = {"classes": len(CLASSES[how.dataset]), "pooling": how.pooling, "rate": how.dropout}
+    head |= {"wide": how.wide, "key": key}
     if run.fairness is not None and run.fairness.weight:
         return OpposedClassifier(config, execution, run.fairness, **head)
     return Classifier(config, execution, **head)
@@ -66,7 +68,8 @@ def corpus_of(run: Run, progress: Progress) -> AnyCorpus:
         return prepare(run.data, progress)
     path = run.data.tokenizer.path
     vocabulary = None if path is None else Vocabulary.load(path)
-    corpus = prepare_labelled(run.classify.dataset, run.data, attributes_of(run), vocabulary)
+    how = run.classify
+    corpus = prepare_labelled(how.dataset, run.data, attributes_of(run), vocabulary, how.spelling)
     if run.fairness is not None and run.fairness.reweight:
         training = corpus.split("train")
         corpus.reweigh(raked(training.labels > 0, training.groups))
@@ -100,14 +103,29 @@ def batch_kinds(run: Run, rows: tuple[int, ...]) -> dict[str, tuple[tuple[int, .
 
 
 def begins_with(run: Run, corpus: AnyCorpus) -> Callable[[Any], Any]:
-    """What a new model takes over from its data before the first step: word vectors, where they are asked for."""
-    if run.classify is None or not run.classify.vectors or not isinstance(corpus, LabelledCorpus):
+    """What a new model takes over from its data before the first step: word vectors and a bag of words, where they are
+    asked for."""
+    how = run.classify
+    if how is None or not isinstance(corpus, LabelledCorpus):
         return lambda model: model
 
     def begun(model: Classifier) -> Classifier:
-        return with_vectors(model, corpus)
+        model = with_vectors(model, corpus) if how.vectors else model
+        return with_bag(model, corpus.split("train"), how.strength) if how.wide else model
 
     return begun
+
+
+def with_bag(model: Classifier, rows: LabelledSplit, strength: float) -> Classifier:
+    """The model whose bag is fitted to these rows and their weights."""
+    wide = model.wide
+    assert wide is not None
+    (vocab, classes), buckets = wide.word_bias.shape, wide.pair_bias.shape[0]
+    bag = learn_bag(
+        rows.ids, rows.labels, rows.weights, vocab=vocab, buckets=buckets, classes=classes, strength=strength
+    )
+    pairs = ((wide.word_bias, bag.words), (wide.pair_bias, bag.pairs), (wide.bias, bag.bias))
+    return _replaced(model, [(old[...], jax.device_put(jnp.asarray(new), old[...].sharding)) for old, new in pairs])
 
 
 def with_vectors(model: Classifier, corpus: LabelledCorpus) -> Classifier:
@@ -121,7 +139,12 @@ def with_vectors(model: Classifier, corpus: LabelledCorpus) -> Classifier:
         known = jax.device_put(padded, table.sharding)
     seen = jnp.any(known != 0, axis=1, keepdims=True)
     size = jnp.sqrt(jnp.mean(jnp.square(table)))
+    return _replaced(model, [(table, jax.device_put(jnp.where(seen, known * size, table), table.sharding))])
+
+
+def _replaced(model: Classifier, pairs: list[tuple[jax.Array, jax.Array]]) -> Classifier:
+    """The model with some of its tensors, found by identity, replaced."""
     leaves, tree = jax.tree.flatten(model)
-    place = next(i for i, leaf in enumerate(leaves) if leaf is table)
-    leaves[place] = jax.device_put(jnp.where(seen, known * size, table), table.sharding)
+    for old, new in pairs:
+        leaves[next(i for i, leaf in enumerate(leaves) if leaf is old)] = new
     return jax.tree.unflatten(tree, leaves)

@@ -18,6 +18,8 @@ from jaxlm.checkpoints.schedule import Schedule
 from jaxlm.checkpoints.store import Store
 from jaxlm.collectives.replicas import Diverged, require_identical
 from jaxlm.data.corpus import Corpus, gzip_bits_per_byte
+from jaxlm.data.labelled.corpus import LabelledCorpus
+from jaxlm.debiasing import Debiasing
 from jaxlm.decode import encode
 from jaxlm.evaluation import sample
 from jaxlm.fairness.text import CELLS, Gaps
@@ -90,6 +92,7 @@ class Training:
         self.run_config, self.folder = now.setup.run, now.setup.folder
         self.leader = jax.process_index() == 0
         self.tracking: WeightsAndBiases | None = None
+        self.debiasing: Debiasing | None = None
 
     def run(self, state: TrainState[Any], done: int) -> int:
         """Everything that is left to do of a run of which `done` steps are done; its exit code."""
@@ -141,12 +144,16 @@ class Training:
         def moving() -> dict[str, Any]:
             shares = self.now.shares()
             facts = {} if shares is None else {"shares": shares}
+            facts |= {} if self.debiasing is None else {"debiasing": self.debiasing.facts()}
             return facts | (chooser.facts() if chooser is not None else {})
 
+        self.debiasing = self._debiasing(done, say)
         saving = self._saving(meter.flush, moving)
         checking = Every(run.train.check_replicas, self._check_replicas)
         self.policing.say, self.policing.save = say, saving.finally_save
-        hooks: Sequence[Hook] = self.monitor.around((self.policing, checking, saving, evaluating))
+        # Before the saving: weights that have lost their task are not saved.
+        watching = () if self.debiasing is None else (self.debiasing,)
+        hooks: Sequence[Hook] = self.monitor.around((self.policing, checking, *watching, saving, evaluating))
         began = time.monotonic()
         wire.restart()
         try:
@@ -160,6 +167,9 @@ class Training:
                     last.callback(profiling.close)
                     hooks = profiling.around(hooks)
                 while True:
+                    if self.debiasing is not None and self.debiasing.settled:
+                        outcome = Outcome(state, done, "done", why="it was done before")
+                        break
                     with closing(feed.iterate(done, run.train.steps)) as batches:
                         outcome = run_loop(
                             state,
@@ -193,6 +203,20 @@ class Training:
         if asked is not None or outcome.reason != "done":
             return self._stopped(outcome, saved, asked)
         return self.finish(outcome, {"train_seconds": seconds, "compile_seconds": compile_seconds})
+
+    def _debiasing(self, done: int, say: Say) -> Debiasing | None:
+        """What watches a run that debiases."""
+        how = self.run_config.fairness
+        if how is None or not isinstance(self.corpus, LabelledCorpus):
+            return None
+
+        def record(found: dict[str, Any]) -> None:
+            if self.leader:
+                with closing(JsonLines(self.folder.checks, keep=found["step"] - 1)) as writer:
+                    writer(found)
+
+        saved = self.store.facts(done).get("debiasing") if done else None
+        return Debiasing(self.now.session, self.corpus, how, saved, record, say)
 
     def _chooser(self, done: int, compile_seconds: float, say: Say) -> Chooser | None:
         """What goes over to other plans while the run trains, where the configuration asks for it."""
@@ -296,7 +320,8 @@ class Training:
         self._compare(learning=False)
         if outcome.reason == "halted":
             where = f"state after step {outcome.step} saved and verified" if saved else "nothing saved"
-            self.say(f"halted by its policy ({outcome.why}); {where}. Resume: {self._resume()}")
+            by = "halted" if outcome.restored else "halted by its policy"
+            self.say(f"{by} ({outcome.why}); {where}. Resume: {self._resume()}")
             return HALTED
         if outcome.reason == "budget":
             where = f"state after step {outcome.step} saved" if saved else "nothing saved: checkpoint.enabled is false"
@@ -343,6 +368,12 @@ class Training:
                 pairs = run.data.parallel is not None
                 say(sample(outcome.state.model, corpus.tokenizer, run.sample, pairs=pairs))
         else:
+            if self.debiasing is not None and self.debiasing.how.probe:
+                result |= self.debiasing.concluded(outcome.state.model)
+                linear, mlp = result["probe_linear"], result["probe_mlp"]
+                say(f"fresh probes on held-out rows: AUC {linear:.3f} linear, {mlp:.3f} MLP")
+            if outcome.why:
+                say(f"ended after step {outcome.step}: {outcome.why}")
             rows = f"{result['rows']:,} rows"
             say(f"{trained}\nheld-out {self.now.judge.split} ({rows}): {self.now.judge.sentence(result)}")
         if self.leader:

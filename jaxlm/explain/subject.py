@@ -102,8 +102,7 @@ def _jitted(score: TokenScores, options: tuple[tuple[str, Any], ...]) -> Callabl
 
 @jax.jit
 def _probabilities(model: Classifier, batch: dict[str, Any]) -> jax.Array:
-    pooled_BD = model.represent(batch["tokens"], batch["positions"], batch["segments"])
-    return jax.nn.softmax(model.classify(pooled_BD), axis=-1)
+    return jax.nn.softmax(model.logits(batch["tokens"], batch["positions"], batch["segments"]), axis=-1)
 
 
 def chosen(logits_BC: Float[Array, "B C"], classes_B: Int[Array, " B"]) -> Float[Array, "B C"]:

@@ -45,7 +45,10 @@ class Attribute:
         return 1 if self.exclusive and len(self.groups) == 2 else len(self.groups)
 
     def targets(self, codes_B: np.ndarray) -> np.ndarray:
-        """What the heads predict, [B, H] float32 of 0 and 1, from the index of each row's group."""
+        """What the heads predict, [B, H] float32 of 0 and 1, from the index of each row's group, int [B]; groups that
+        are not exclusive are given as [B, H] of 0 and 1."""
+        if not self.exclusive:
+            return np.asarray(codes_B, np.float32)
         if self.heads == 1:
             return (codes_B == 1).astype(np.float32)[:, None]
         return (codes_B[:, None] == np.arange(len(self.groups))[None, :]).astype(np.float32)

@@ -46,9 +46,10 @@ class OpposedClassifier(Classifier):
         classes: int,
         pooling: Pooling,
         rate: float,
+        wide: int = 0,
         key: PRNGKeyArray,
     ):
-        super().__init__(config, execution, classes=classes, pooling=pooling, rate=rate, key=key)
+        super().__init__(config, execution, classes=classes, pooling=pooling, rate=rate, wide=wide, key=key)
         width = config.embed if how.sees == "representation" else classes
         self.adversaries = Adversaries(attributes(how), width, hidden=how.hidden, key=jax.random.fold_in(key, 1))
 

@@ -14,16 +14,19 @@ from jaxlm.model.config import ModelConfig
 from jaxlm.model.mlp import dropout
 from jaxlm.model.param import constant, param
 from jaxlm.model.transformer import Execution, Trunk
+from jaxlm.model.wide import Wide
 
 Pooling = Literal["mean", "first", "last", "attention"]
 
 
 class Classifier(Trunk):
-    """Call `represent` and `classify` in turn; or `embed`, `trunk`, `pool` and `classify` for each step by itself.
+    """Call `logits`; or `represent` and `classify`, or `embed`, `trunk`, `pool` and `classify` for what the encoder
+    says by itself, and `joined` for what it says together with the bag beside it.
 
     `pooling` makes one vector of a document: the `mean` of its positions, the `first` (a CLS token) or the `last` one,
     or `attention`: a mean with weights that a learned query gives, beginning with equal ones.
-    `rate` is the probability of dropping an entry of that vector in training. Raises ValueError for fewer than two
+    `rate` is the probability of dropping an entry of that vector in training. `wide` is the number of buckets of word
+    pairs of a bag of words beside the encoder (see wide.py); 0: there is none. Raises ValueError for fewer than two
     classes, and for `first` in a causal model, whose first position has seen nothing else.
     """
 
@@ -35,6 +38,7 @@ class Classifier(Trunk):
         classes: int,
         pooling: Pooling = "mean",
         rate: float = 0.0,
+        wide: int = 0,
         key: PRNGKeyArray,
     ):
         if classes < 2:
@@ -55,6 +59,7 @@ class Classifier(Trunk):
         std = 1 / math.sqrt(config.embed)
         self.label = param(head_key, (config.embed, classes), ("embed", "classes"), std=std)
         self.label_bias = constant(0.0, (classes,), ("classes",))
+        self.wide = Wide(config.padded_vocab, wide, classes) if wide else None
         self.query = constant(0.0, (config.embed,), ("embed",)) if pooling == "attention" else None
 
     def pool(self, x_BTD: Float[Array, "B T D"], segments_BT: Int[Array, "B T"]) -> Float[Array, "B D"]:
@@ -74,6 +79,19 @@ class Classifier(Trunk):
         scores_BT = jnp.where(real_BT, scores_BT, -1e30)
         raised_BT = jnp.where(real_BT, jnp.exp(scores_BT - jnp.max(scores_BT, axis=1, keepdims=True)), 0.0)
         return raised_BT / jnp.maximum(jnp.sum(raised_BT, axis=1, keepdims=True), 1e-30)
+
+    def logits(
+        self, tokens_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"], segments_BT: Int[Array, "B T"]
+    ) -> Float[Array, "B C"]:
+        """float32 logits of the classes, nothing dropped."""
+        alone_BC = self.classify(self.represent(tokens_BT, positions_BT, segments_BT))
+        return self.joined(alone_BC, tokens_BT, segments_BT)
+
+    def joined(
+        self, alone_BC: Float[Array, "B C"], tokens_BT: Int[Array, "B T"], segments_BT: Int[Array, "B T"]
+    ) -> Float[Array, "B C"]:
+        """The mean of the encoder's logits and those of the bag beside it, each a classifier by itself."""
+        return alone_BC if self.wide is None else (alone_BC + self.wide(tokens_BT, segments_BT)) / 2
 
     def represent(
         self,

@@ -29,6 +29,11 @@ class ClassifyConfig:
         word_dropout: probability of hiding a word during training; hidden words are a token of their own.
         smoothing: share of the target spread evenly over all classes.
         vectors: begin with word vectors learned from the training texts alone, without their labels.
+        spelling: how alike (0 to 1) an unknown word and a known one must be spelled for the one to be read as the
+            other; 0: never. Stretched, misspelt and joined words are common in posts.
+        wide: buckets of word pairs of a bag of words and pairs beside the encoder, fitted to the training rows before
+            the first step; what the classifier says is the mean of both logits (jaxlm/model/wide.py); 0: none.
+        strength: inverse strength of the penalty under which that bag is fitted (scikit-learn's C).
         rationales: weight of a loss that draws the shares of attention pooling to the words people marked; 0: none.
     """
 
@@ -38,14 +43,20 @@ class ClassifyConfig:
     word_dropout: float = 0.1
     smoothing: float = 0.1
     vectors: bool = True
+    spelling: float = 0.0
+    wide: int = 0
+    strength: float = 0.1
     rationales: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("dropout", "word_dropout", "smoothing"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"classify.{name}={getattr(self, name)} must be in [0, 1)")
-        if self.rationales < 0.0:
-            raise ValueError(f"classify.rationales={self.rationales} must not be negative")
+        if not 0.0 <= self.spelling <= 1.0:
+            raise ValueError(f"classify.spelling={self.spelling} must be in [0, 1]")
+        for name in ("rationales", "wide", "strength"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"classify.{name}={getattr(self, name)} must not be negative")
         if self.rationales and self.pooling != "attention":
             raise ValueError(f"classify.rationales={self.rationales} needs classify.pooling=attention")
 
@@ -69,7 +80,7 @@ def rows(
     """Forward pass and loss of each row by itself, before any weighting.
 
     Words are hidden and entries dropped where there is a key; the target is smoothed, and shares are drawn to marked
-    words, where `how` says so.
+    words, where `how` says so. The loss is that of the encoder by itself; `logits` and `nll` are of all that speaks.
     """
     kw, kt, kc = (None, None, None) if key is None else jax.random.split(key, 3)
     tokens_BT, segments_BT = batch["tokens"], batch["segments"]
@@ -78,16 +89,24 @@ def rows(
         tokens_BT = jnp.where(hidden_BT & (segments_BT > 0), MASK, tokens_BT)
     x_BTD = model(tokens_BT, batch["positions"], segments_BT, kt)
     pooled_BD = model.pool(x_BTD, segments_BT)
-    logits_BC = model.classify(pooled_BD, kc)
+    alone_BC = model.classify(pooled_BD, kc)
+    logits_BC = model.joined(alone_BC, tokens_BT, segments_BT)
+    smoothing = 0.0 if how is None else how.smoothing
     with jax.named_scope("loss"):
-        partition_B = jax.nn.logsumexp(logits_BC, axis=-1)
-        nll_B = partition_B - pick(logits_BC, batch["labels"])
-        loss_B = nll_B
-        if how is not None and how.smoothing:
-            loss_B = (1.0 - how.smoothing) * nll_B + how.smoothing * (partition_B - jnp.mean(logits_BC, axis=-1))
+        nll_B = _nll(logits_BC, batch["labels"])
+        loss_B = _nll(alone_BC, batch["labels"], smoothing)
         if how is not None and how.rationales:
             loss_B = loss_B + how.rationales * _away(model.shares(x_BTD, segments_BT), batch["rationales"])
     return Rows(pooled_BD, logits_BC, loss_B, nll_B)
+
+
+def _nll(logits_BC: jax.Array, labels_B: jax.Array, smoothing: float = 0.0) -> jax.Array:
+    """Cross entropy of each row, float32 [B], to a target of which a share is spread evenly over all classes."""
+    partition_B = jax.nn.logsumexp(logits_BC, axis=-1)
+    nll_B = partition_B - pick(logits_BC, labels_B)
+    if not smoothing:
+        return nll_B
+    return (1.0 - smoothing) * nll_B + smoothing * (partition_B - jnp.mean(logits_BC, axis=-1))
 
 
 def _away(shares_BT: jax.Array, rationales_BT: jax.Array) -> jax.Array:

@@ -32,7 +32,7 @@ class Hook(Protocol):
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How the loop ended: `done`, `paused`, `signal`, `nonfinite`, `halted` or `budget`, after `step` finished steps;
-    `why` is what a hook that halted it said, or what is left of the budget."""
+    `why` is what a hook that halted it said, or what is left of the budget; `restored`: the state is an earlier one."""
 
     state: TrainState[Any]
     step: int
@@ -40,10 +40,19 @@ class Outcome:
     signal: int | None = None
     tensors: tuple[str, ...] = ()
     why: str = ""
+    restored: bool = False
 
 
 class Halted(Exception):
-    """A hook ends the run for good; the message says why."""
+    """A hook ends the run for good; the message says why. `state` is what to go back to, where that is not the last."""
+
+    def __init__(self, why: str, state: TrainState[Any] | None = None):
+        super().__init__(why)
+        self.state = state
+
+
+class Enough(Exception):
+    """A hook has seen what training was for: it ends as if all steps were done. The message says why."""
 
 
 class NonFinite(Exception):
@@ -89,7 +98,8 @@ def train(
 
     `stop(step)` returns a signal number to end after that many steps. A step that is not finite leaves model and
     optimizer untouched (see `make_train_step`); the outcome then says so and holds the last good state. A hook may
-    give up with Interrupted, which ends the loop like a signal, or with Halted; the hooks after it are left out.
+    give up with Interrupted, which ends the loop like a signal, with Halted, or with Enough, which ends it before the
+    last step as if that were done; the hooks after it are left out.
     `pause(step)` ends it after that many steps so that the caller may go on in another way. A step for which a privacy
     budget has nothing left raises BudgetSpent before it touches the state, which ends the loop.
     """
@@ -117,7 +127,11 @@ def train(
                 except Interrupted as signal:
                     asked = signal.number
                 except Halted as halted:
-                    return Outcome(state, done, "halted", why=str(halted))
+                    back = halted.state is not None
+                    state = halted.state if halted.state is not None else state
+                    return Outcome(state, done, "halted", why=str(halted), restored=back)
+                except Enough as enough:
+                    return Outcome(state, done, "done", why=str(enough))
                 meter.restart()
             if asked is not None:
                 return Outcome(state, done, "signal", signal=asked)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from experiments.table5_fairness import Config, execute, verdict
-from experiments.text_gaps import corrected, gaps_of
-from jaxlm.decode import decode
+from experiments.text_gaps import by_group, corrected, gaps_of
+from jaxlm.decode import ConfigError, decode
 from tests.labelled import tiny
 
 
@@ -50,18 +50,39 @@ def test_every_method_scores_every_row(tmp_path: Path, monkeypatch):
     methods = {
         "no debiasing": {},
         "LEACE": {"erase": True},
-        "opposed": {"weight": 0.5, "reweight": True},
+        "opposed": {"weight": 0.5, "reweight": True, "tune": {"weight": [0.3, 0.6]}},
         "dro": {"dro": 1.0},
         "hidden": {"mask": 1.0},
     }
-    raw = {"data": str(tiny.hatexplain(tmp_path)), "folds": 2, "resamples": 20, "permutations": 10, "run": run}
-    config = decode(raw | {"methods": methods}, Config)
-    report = execute(config, tmp_path / "out")
+    raw = {"data": str(tiny.hatexplain(tmp_path)), "folds": 2, "seeds": 2, "resamples": 20, "permutations": 10}
+    raw |= {"run": run, "methods": methods}
+    none = decode(raw | {"train": False}, Config)
+    with pytest.raises(ConfigError, match="no method has all its models"):
+        execute(none, tmp_path / "out")
+    report = execute(decode(raw, Config), tmp_path / "out")
     measured = {(row.what, row.quantity): row.measured for row in report.rows}
     for name in methods:
         auc = measured[name, "AUC, all rows, harmful or not"]
         assert isinstance(auc, float)
         assert 0.4 < auc <= 1.0
-    assert len(report.remarks) == 2 + 5
-    again = execute(decode(raw | {"methods": methods, "scores": [str(tmp_path / "out")]}, Config), tmp_path / "again")
-    assert [row.measured for row in again.rows] == [row.measured for row in report.rows]
+        assert (name, "religion CWG") in measured
+    assert report.remarks[2].startswith("Chosen on the validation rows: opposed: weight 0.")
+    assert len(report.remarks) == 3 + 5
+    files = sorted((tmp_path / "out" / "scores").iterdir())
+    assert len(files) == 5 * 2 * 2 + 3
+    # What is there is not made again, and what is missing is said.
+    files[0].unlink()
+    again = execute(none, tmp_path / "out")
+    assert len({row.what for row in again.rows}) >= 3
+    assert not files[0].exists()
+
+
+def test_figures_of_groups_by_hand():
+    labels = np.array([True, True, False, False, True, True, False, False])
+    scores = np.array([0.9, 0.9, 0.1, 0.1, 0.9, 0.1, 0.9, 0.1])
+    first = np.arange(8) < 4
+    found = by_group(labels, scores, {"a": first, "b": ~first})
+    assert found.opportunity == 0.5
+    assert found.accuracy == 0.5
+    assert found.worst == "b, harmful"
+    assert np.isclose(found.calibration, 0.5)

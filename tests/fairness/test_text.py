@@ -16,7 +16,9 @@ from jaxlm.data.labelled.corpus import LabelledCorpus, prepare_labelled
 from jaxlm.data.labelled.loader import LabelledLoader
 from jaxlm.decode import ConfigError, decode
 from jaxlm.fairness.config import FairnessConfig
+from jaxlm.fairness.stopping import Rule
 from jaxlm.fairness.text import CELLS, Gaps, OpposedClassifier, opposed, raked
+from jaxlm.fairness.turns import taking_turns
 from jaxlm.model.classify import ClassifyConfig, classifying
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.transformer import Execution
@@ -153,3 +155,33 @@ def test_hidden_words_are_those_of_the_lists(corpus: LabelledCorpus):
     for row, post in enumerate(split.posts[:8]):
         expected = [word in ("women", "men", "muslim", "jewish", "black", "white", "immigrant") for word in post.words]
         assert batch["identity"][row][: len(post.words)].astype(bool).tolist() == expected[:8]
+
+
+@pytest.mark.parametrize(
+    ("mode", "plays"),
+    [("per_epoch", [True, True, False, False, False, True]), ("blocks", [False, False, False, True, True, True])],
+)
+def test_who_rests_keeps_weights_and_moments(corpus: LabelledCorpus, mode: str, plays: list[bool]):
+    how = FairnessConfig(weight=0.5, hidden=(8, 4), mode=mode, turn=3, iterations=2)
+    opposing = run(how)
+    model = model_of(opposing, CONFIG, Execution(), jax.random.key(0))
+    tx, sync = taking_turns(opposing.optim.build(6), how), Implicit()
+    state = init_state(model, tx, sync)
+    step = jax.jit(make_train_step(objective_of(opposing), tx, sync))
+    batch = {name: value[None] for name, value in batch_of(corpus).items()}
+    for theirs in plays:
+        before, state = named_leaves(state), step(state, batch)[0]
+        moved = {name for name, value in named_leaves(state).items() if not np.array_equal(before[name], value)}
+        parts = {name for name in moved if before[name].ndim and name.startswith(("model/", "opt/"))}
+        assert any(name.startswith("opt/") for name in parts)
+        assert parts
+        assert all(("adversaries/" in name) == theirs for name in parts)
+
+
+def test_modes_and_stops_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="per_step, per_epoch or blocks"):
+        FairnessConfig(mode="never")
+    with pytest.raises(ValueError, match="needs fairness"):
+        FairnessConfig(mode="blocks")
+    with pytest.raises(ValueError, match="needs an adversary to watch"):
+        FairnessConfig(stop=Rule(early=True))

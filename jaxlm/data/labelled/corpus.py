@@ -106,6 +106,8 @@ class LabelledCorpus:
         config: `sequence` is the length of a row, `tokenizer.vocab` the most words that are told apart.
         attributes: those whose word lists put rows into groups (see lists.py).
         vocabulary: an existing one; None learns it from the training rows.
+        spelling: how alike an unknown word and a known one must be for a learned vocabulary to read the one as the
+            other; 0: never (see spelling.py).
     """
 
     def __init__(
@@ -114,10 +116,12 @@ class LabelledCorpus:
         config: DataConfig,
         attributes: Sequence[str] = (),
         vocabulary: Vocabulary | None = None,
+        spelling: float = 0.0,
     ):
         self.data, self.sequence, self.attributes = data, config.sequence, tuple(attributes)
         if vocabulary is None:
-            vocabulary = Vocabulary.learn([post.words for post in data.split(TRAIN)], config.tokenizer.vocab)
+            texts = [post.words for post in data.split(TRAIN)]
+            vocabulary = Vocabulary.learn(texts, config.tokenizer.vocab, spelling=spelling)
         self.tokenizer = vocabulary
         self.groups = tuple(f"{a}/{g}" for a in self.attributes for g in LISTS[a])
         self.splits = {name: self._split(name) for name in (TRAIN, VALID, TEST) if data.split(name)}
@@ -199,7 +203,11 @@ def read_labelled(dataset: Dataset, path: str) -> Labelled:
 
 
 def prepare_labelled(
-    dataset: Dataset, config: DataConfig, attributes: Sequence[str] = (), vocabulary: Vocabulary | None = None
+    dataset: Dataset,
+    config: DataConfig,
+    attributes: Sequence[str] = (),
+    vocabulary: Vocabulary | None = None,
+    spelling: float = 0.0,
 ) -> LabelledCorpus:
     """The corpus that a configuration describes: nothing is written, a data set of this kind is small."""
-    return LabelledCorpus(read_labelled(dataset, config.path), config, attributes, vocabulary)
+    return LabelledCorpus(read_labelled(dataset, config.path), config, attributes, vocabulary, spelling)
