@@ -78,7 +78,7 @@ class Learner:
         config = dataclasses.replace(run.model, vocab=corpus.tokenizer.vocab, positions=run.data.sequence)
         model: Any = with_vectors(cast(Classifier, model_of(run, config, Execution(), jax.random.key(seed))), corpus)
         if run.classify is not None and run.classify.wide:
-            model = with_bag(model, split, run.classify.strength)
+            model = with_bag(model, split, run.classify, corpus.tokenizer.words)
         per_epoch = len(split) // run.train.batch
         steps = round(self.epochs * per_epoch)
         tx, sync = run.optim.build(steps), Implicit()

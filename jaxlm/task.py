@@ -1,6 +1,6 @@
 """What a run learns: a language, or to classify. All that depends on it and on the configuration alone is here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -20,7 +20,7 @@ from jaxlm.data.progress import Progress
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.fairness.text import OpposedClassifier, opposed, raked
 from jaxlm.model.classifier import Classifier
-from jaxlm.model.classify import classifying
+from jaxlm.model.classify import ClassifyConfig, classifying
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.loss import next_token
 from jaxlm.model.transformer import Execution, Transformer, Trunk
@@ -111,18 +111,26 @@ def begins_with(run: Run, corpus: AnyCorpus) -> Callable[[Any], Any]:
 
     def begun(model: Classifier) -> Classifier:
         model = with_vectors(model, corpus) if how.vectors else model
-        return with_bag(model, corpus.split("train"), how.strength) if how.wide else model
+        return with_bag(model, corpus.split("train"), how, corpus.tokenizer.words) if how.wide else model
 
     return begun
 
 
-def with_bag(model: Classifier, rows: LabelledSplit, strength: float) -> Classifier:
-    """The model whose bag is fitted to these rows and their weights."""
+def with_bag(model: Classifier, rows: LabelledSplit, how: ClassifyConfig, words: Sequence[str]) -> Classifier:
+    """The model whose bag is fitted to these rows and their weights; `words` are those of the vocabulary, by id."""
     wide = model.wide
     assert wide is not None
     (vocab, classes), buckets = wide.word_bias.shape, wide.pair_bias.shape[0]
     bag = learn_bag(
-        rows.ids, rows.labels, rows.weights, vocab=vocab, buckets=buckets, classes=classes, strength=strength
+        rows.ids,
+        rows.labels,
+        rows.weights,
+        vocab=vocab,
+        buckets=buckets,
+        classes=classes,
+        strength=how.strength,
+        words=words,
+        spelled=how.spelled,
     )
     pairs = ((wide.word_bias, bag.words), (wide.pair_bias, bag.pairs), (wide.bias, bag.bias))
     return _replaced(model, [(old[...], jax.device_put(jnp.asarray(new), old[...].sharding)) for old, new in pairs])

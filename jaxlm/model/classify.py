@@ -34,6 +34,7 @@ class ClassifyConfig:
         wide: buckets of word pairs of a bag of words and pairs beside the encoder, fitted to the training rows before
             the first step; what the classifier says is the mean of both logits (jaxlm/model/wide.py); 0: none.
         strength: inverse strength of the penalty under which that bag is fitted (scikit-learn's C).
+        spelled: how much each character n-gram of a word counts beside the word in that fit; 0: nothing.
         rationales: weight of a loss that draws the shares of attention pooling to the words people marked; 0: none.
     """
 
@@ -46,6 +47,7 @@ class ClassifyConfig:
     spelling: float = 0.0
     wide: int = 0
     strength: float = 0.1
+    spelled: float = 0.0
     rationales: float = 0.0
 
     def __post_init__(self) -> None:
@@ -54,7 +56,7 @@ class ClassifyConfig:
                 raise ValueError(f"classify.{name}={getattr(self, name)} must be in [0, 1)")
         if not 0.0 <= self.spelling <= 1.0:
             raise ValueError(f"classify.spelling={self.spelling} must be in [0, 1]")
-        for name in ("rationales", "wide", "strength"):
+        for name in ("rationales", "wide", "strength", "spelled"):
             if getattr(self, name) < 0:
                 raise ValueError(f"classify.{name}={getattr(self, name)} must not be negative")
         if self.rationales and self.pooling != "attention":

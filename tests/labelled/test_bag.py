@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,18 @@ def test_a_fit_is_that_of_scikit_learn():
     assert np.allclose(chances, theirs.predict_proba(x), atol=1e-3)
 
 
+def test_words_spelled_alike_share_what_is_learned():
+    words = ("<pad>", "<unknown>", "<mask>", "lovely", "lovelyy", "nasty", "nastyy", "tree")
+    ids = [np.array([3]), np.array([3, 7]), np.array([5]), np.array([5, 7])] * 10
+    labels, weights = np.array([0, 0, 1, 1] * 10), np.ones(40)
+    kind: Any = {"vocab": 16, "buckets": 8, "classes": 2, "strength": 1.0, "words": words}
+    plain, shared = (learn_bag(ids, labels, weights, spelled=s, **kind) for s in (0.0, 0.3))
+    assert not np.any(plain.words[[4, 6]])
+    assert shared.words[4, 0] > shared.words[4, 1] + 0.1
+    assert shared.words[6, 1] > shared.words[6, 0] + 0.1
+    assert not np.any(shared.words[:3])
+
+
 def test_buckets_are_the_same_on_the_device():
     random = np.random.default_rng(0)
     left, right = (random.integers(0, 50_000, 1000).astype(np.uint32) for _ in range(2))
@@ -68,9 +81,9 @@ def test_the_bag_speaks_as_it_was_fitted_and_learns_nothing(tmp_path: Path):
     how = ClassifyConfig(wide=512, strength=1.0, vectors=False, word_dropout=0.0)
     corpus = prepare_labelled("hatexplain", data)
     run = Run(data=data, model=CONFIG, classify=how)
-    plain = model_of(dataclasses.replace(run, classify=dataclasses.replace(how, wide=0)), CONFIG, Execution(),
+    plain: Any = model_of(dataclasses.replace(run, classify=dataclasses.replace(how, wide=0)), CONFIG, Execution(),
                      jax.random.key(0))  # fmt: skip
-    model = begins_with(run, corpus)(model_of(run, CONFIG, Execution(), jax.random.key(0)))
+    model: Any = begins_with(run, corpus)(model_of(run, CONFIG, Execution(), jax.random.key(0)))
     batch = {n: jnp.asarray(v) for n, v in LabelledLoader(corpus.split("train"), 32, 12).fetch(0).items()}
     training = corpus.split("train")
     bag: Bag = learn_bag(training.ids, training.labels, training.weights, vocab=CONFIG.padded_vocab, buckets=512,
@@ -83,7 +96,9 @@ def test_the_bag_speaks_as_it_was_fitted_and_learns_nothing(tmp_path: Path):
         by_hand.append(bag.words[np.unique(ids)].sum(0) + bag.pairs[pairs].sum(0) + bag.bias)
     alone = rows(plain, batch).logits
     assert np.allclose(rows(model, batch).logits, (alone + np.array(by_hand)) / 2, atol=1e-4)
-    assert np.allclose(model.logits(tokens, batch["positions"], segments), rows(model, batch).logits, atol=1e-5)
+    assert np.allclose(
+        model.logits(batch["tokens"], batch["positions"], batch["segments"]), rows(model, batch).logits, atol=1e-5
+    )
     assert np.mean(np.argmax(by_hand, 1) == np.asarray(batch["labels"])) > 0.9
     # It is no part of the loss, and no gradient reaches it.
     assert np.allclose(rows(model, batch).loss, rows(plain, batch).loss, atol=1e-5)

@@ -3,13 +3,17 @@
 Axes: N rows, V vocabulary, H buckets of pairs, C classes.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, hstack
+
+from jaxlm.data.labelled.spelling import pieces
+from jaxlm.data.labelled.vocabulary import SPECIAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,14 @@ def learn_bag(
     buckets: int,
     classes: int,
     strength: float,
+    words: Sequence[str] = (),
+    spelled: float = 0.0,
 ) -> Bag:
-    """The bag of rows given as token ids, with labels [N] and weights [N]."""
+    """The bag of rows given as token ids, with labels [N] and weights [N].
+
+    With `spelled` above 0 a word also counts as its character n-grams (see spelling.py), each that much, so that words
+    spelled alike share what is learned: their weights end up in those of the words. `words` [V] are by id.
+    """
     rows, columns = [], []
     for row, mine in enumerate(ids):
         word = mine.astype(np.uint32)
@@ -50,8 +60,23 @@ def learn_bag(
         columns.append(there)
     places = np.concatenate(rows), np.concatenate(columns).astype(np.int64)
     x = csr_array((np.ones(len(places[0])), places), shape=(len(ids), vocab + buckets))
-    found = fit(x, labels, classes, strength, weights).astype(np.float32)
-    return Bag(words=found[:vocab], pairs=found[vocab:-1], bias=found[-1])
+    if not spelled:
+        found = fit(x, labels, classes, strength, weights).astype(np.float32)
+        return Bag(words=found[:vocab], pairs=found[vocab:-1], bias=found[-1])
+    shared = spelled * _spelled(words, vocab)
+    found = fit(hstack([x, x[:, :vocab] @ shared], format="csr"), labels, classes, strength, weights)
+    own, pairs, of_pieces = np.split(found[:-1], [vocab, vocab + buckets])
+    return Bag(*(np.asarray(w, np.float32) for w in (own + shared @ of_pieces, pairs, found[-1])))
+
+
+def _spelled(words: Sequence[str], vocab: int) -> csr_array:
+    """float64 [V, P]: 1 where a word holds a character n-gram that another word holds too."""
+    held = [sorted(pieces(word)) if word not in SPECIAL else [] for word in words]
+    counts = Counter(piece for mine in held for piece in mine)
+    places = {piece: at for at, piece in enumerate(sorted(p for p, n in counts.items() if n > 1))}
+    rows = [row for row, mine in enumerate(held) for piece in mine if piece in places]
+    columns = [places[piece] for mine in held for piece in mine if piece in places]
+    return csr_array((np.ones(len(rows)), (rows, columns)), shape=(vocab, len(places)))
 
 
 def fit(
@@ -62,6 +87,7 @@ def fit(
 
     x [N, F], labels [N], weights [N] (None: all 1).
     """
+    assert x.shape is not None
     wide, back = x.shape[1], x.T.tocsr()
     hot = np.eye(classes)[labels]
     scale = strength * (np.ones(len(labels)) if weights is None else weights.astype(np.float64))
