@@ -64,7 +64,8 @@ def learn_bag(
         found = fit(x, labels, classes, strength, weights).astype(np.float32)
         return Bag(words=found[:vocab], pairs=found[vocab:-1], bias=found[-1])
     shared = spelled * _spelled(words, vocab)
-    found = fit(hstack([x, x[:, :vocab] @ shared], format="csr"), labels, classes, strength, weights)
+    both = csr_array(hstack([x, x[:, :vocab] @ shared]))
+    found = fit(both, labels, classes, strength, weights)
     own, pairs, of_pieces = np.split(found[:-1], [vocab, vocab + buckets])
     return Bag(*(np.asarray(w, np.float32) for w in (own + shared @ of_pieces, pairs, found[-1])))
 
