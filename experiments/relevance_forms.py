@@ -63,12 +63,12 @@ def attention(model: Classifier, batch: Batch, classes_B: jax.Array, *, mask: in
 
 def along(model: Classifier, batch: Batch, classes_B: jax.Array, *, mask: int = -1, at: float = 1.0) -> jax.Array:
     found = every_layer(model, batch, classes_B, mask=mask, at=at)
-    return jnp.sum((found.x * found.dx).astype(jnp.float32), axis=-1) * (batch["segments"] > 0)
+    return (jnp.sum((found.x * found.dx).astype(jnp.float32), axis=-1) + found.dheard) * (batch["segments"] > 0)
 
 
 def alone(model: Classifier, batch: Batch, classes_B: jax.Array, *, mask: int = -1) -> jax.Array:
-    members_BC = every_layer(model, batch, classes_B).members
-    return from_nothing(model, batch, members_BC, mask=mask) * (batch["segments"] > 0)
+    found = every_layer(model, batch, classes_B)
+    return (from_nothing(model, batch, found.members, mask=mask) + found.dheard) * (batch["segments"] > 0)
 
 
 def forms(subject: Subject, texts: Sequence[Sequence[str]]) -> dict[str, Scores]:

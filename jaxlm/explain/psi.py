@@ -41,6 +41,7 @@ def features(model: Classifier, batch: Batch, classes_B: Int[Array, " B"], mask:
     for found in (whole, half):
         parts.append(heads(found.maps * jax.nn.relu(found.dmaps)) * length_B11)
         parts.append(jnp.sum((half.x * found.dx).astype(jnp.float32), axis=-1, keepdims=True) * length_B11)
+        parts.append(found.dheard[:, :, None])
     return jax.lax.stop_gradient(jnp.concatenate(parts, axis=-1))
 
 

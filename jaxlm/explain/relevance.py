@@ -119,20 +119,44 @@ def _real(batch: Batch) -> Float[Array, "B T"]:
     return (batch["segments"] > 0).astype(jnp.float32)
 
 
+def judged(
+    model: Classifier,
+    out_BTD: Float[Array, "B T D"],
+    batch: Batch,
+    heard_BT: Float[Array, "B T"] | None = None,
+) -> Float[Array, "B C"]:
+    """The logits from the trunk's output. Where a bag of words stands beside the encoder, `heard_BT` says how much of
+    each position the bag hears (all of it where None): the gradient with respect to it is what the word adds there."""
+    logits_BC = model.joined(model.classify(model.pool(out_BTD, batch["segments"])), batch["tokens"], batch["segments"])
+    if model.wide is None or heard_BT is None:
+        return logits_BC
+    # The bag is linear in its words, and the joined logits hold half of it.
+    words_BTC = model.wide.by_word(batch["tokens"], batch["segments"])
+    return logits_BC + jnp.einsum("BTC,BT->BC", words_BTC, heard_BT - 1.0) / 2
+
+
 def head(
-    model: Classifier, x_BTD: Float[Array, "B T D"], batch: Batch, classes_B: Int[Array, " B"]
+    model: Classifier,
+    x_BTD: Float[Array, "B T D"],
+    batch: Batch,
+    classes_B: Int[Array, " B"],
+    heard_BT: Float[Array, "B T"] | None = None,
 ) -> Float[Array, " B"]:
     """The log odds of each row's class, from the last block's output; the predicted class where none is asked for."""
-    logits_BC = model.classify(model.pool(model.norm(x_BTD), batch["segments"]))
+    logits_BC = judged(model, model.norm(x_BTD), batch, heard_BT)
     return log_odds(logits_BC, jax.lax.stop_gradient(chosen(logits_BC, classes_B)))
 
 
 def of_embeddings(
-    model: Classifier, x_BTD: Float[Array, "B T D"], batch: Batch, onehot_BC: Float[Array, "B C"]
+    model: Classifier,
+    x_BTD: Float[Array, "B T D"],
+    batch: Batch,
+    onehot_BC: Float[Array, "B C"],
+    heard_BT: Float[Array, "B T"] | None = None,
 ) -> Float[Array, " B"]:
-    """The log odds of each row's class, from its embeddings."""
+    """The log odds of each row's class, from its embeddings and what a bag beside the encoder hears of its words."""
     out_BTD = model.trunk(x_BTD, batch["positions"], batch["segments"])
-    return log_odds(model.classify(model.pool(out_BTD, batch["segments"])), onehot_BC)
+    return log_odds(judged(model, out_BTD, batch, heard_BT), onehot_BC)
 
 
 def last_layer_gradient(model: Classifier, batch: Batch, classes_B: Int[Array, " B"]) -> tuple[Any, ...]:
@@ -159,24 +183,24 @@ def grounded_last(model: Classifier, batch: Batch, classes_B: Int[Array, " B"], 
 
     The residual stream and the context of attention meet before the feed-forward layer, so one pass back from the class
     to there gives both gradients; nothing goes back through the softmax, queries, keys or values. `along` False leaves
-    the residual stream out.
+    the residual stream out, and what a bag beside the encoder hears.
     """
     x_BTD = model.embed(batch["tokens"], batch["positions"])
     x_BTD, last = before_last(model, x_BTD, batch["positions"], batch["segments"])
     found = attention_in_the_open(last, x_BTD, batch["positions"], sees(model, x_BTD, batch["segments"]))
 
-    def score(x_BTD: jax.Array, context_BTNH: jax.Array) -> jax.Array:
+    def score(x_BTD: jax.Array, context_BTNH: jax.Array, heard_BT: jax.Array) -> jax.Array:
         out_BTD = last.after_attention(x_BTD, last.attn.output(context_BTNH))
-        return jnp.sum(head(model, out_BTD, batch, classes_B))
+        return jnp.sum(head(model, out_BTD, batch, classes_B, heard_BT))
 
-    dx_BTD, dcontext_BTNH = jax.grad(score, argnums=(0, 1))(x_BTD, found.context)
+    dx_BTD, dcontext_BTNH, dheard_BT = jax.grad(score, argnums=(0, 1, 2))(x_BTD, found.context, _real(batch))
     dmaps_BNTS = jnp.einsum("BTNH,BSNH->BNTS", dcontext_BTNH, found.values, preferred_element_type=jnp.float32)
     scores_BT = jnp.sum(found.maps * jax.nn.relu(dmaps_BNTS), axis=(1, 2))
     if along:
         real_BT1 = _real(batch)[:, :, None]
         count_B11 = jnp.maximum(jnp.sum(real_BT1, axis=1, keepdims=True), 1.0)
         apart_BTD = x_BTD - jnp.sum(x_BTD * real_BT1, axis=1, keepdims=True) / count_B11
-        scores_BT += jnp.sum((apart_BTD * dx_BTD).astype(jnp.float32), axis=-1)
+        scores_BT += jnp.sum((apart_BTD * dx_BTD).astype(jnp.float32), axis=-1) + dheard_BT
     return scores_BT * _real(batch)
 
 
@@ -184,7 +208,7 @@ def grounded_last(model: Classifier, batch: Batch, classes_B: Int[Array, " B"], 
 class EveryLayer:
     """Attention of all layers [L, B, N, T, S] and the gradient of the class's log odds on it; embeddings and theirs
     [B, T, D]; the trunk's output [B, T, D]; the share of each position in what the classifier reads [B, T]; the classes
-    explained [B, C]."""
+    explained [B, C]; the gradient on how much of each position a bag beside the encoder hears, 0 without one [B, T]."""
 
     maps: jax.Array
     dmaps: jax.Array
@@ -193,6 +217,7 @@ class EveryLayer:
     out: jax.Array
     pooled: jax.Array
     members: jax.Array
+    dheard: jax.Array
 
 
 def nothing(model: Classifier, batch: Batch, mask: int) -> Float[Array, "B T D"]:
@@ -222,16 +247,19 @@ def every_layer(
         wanted_B = classes_B
     B, T, _ = x_BTD.shape
 
-    def score(x_BTD: jax.Array, added: jax.Array) -> tuple[jax.Array, Any]:
+    def score(x_BTD: jax.Array, added: jax.Array, heard_BT: jax.Array) -> tuple[jax.Array, Any]:
         out_BTD, maps = trunk_with_maps(model, x_BTD, batch["positions"], batch["segments"], added)
         share_BT = model.shares(out_BTD, batch["segments"])
-        logits_BC = model.classify(model.pool(out_BTD, batch["segments"]))
+        logits_BC = judged(model, out_BTD, batch, heard_BT)
         members_BC = jax.lax.stop_gradient(chosen(logits_BC, wanted_B))
         return jnp.sum(log_odds(logits_BC, members_BC)), (maps, out_BTD, share_BT, members_BC)
 
     none = jnp.zeros((model.config.layers, B, model.config.heads, T, T), jnp.float32)
-    (dx_BTD, dmaps), (maps, out_BTD, share_BT, members_BC) = jax.grad(score, argnums=(0, 1), has_aux=True)(x_BTD, none)
-    return EveryLayer(maps, dmaps, text_BTD, dx_BTD, out_BTD, share_BT, members_BC)
+    heard_BT = at * _real(batch)
+    (dx_BTD, dmaps, dheard_BT), (maps, out_BTD, share_BT, members_BC) = jax.grad(
+        score, argnums=(0, 1, 2), has_aux=True
+    )(x_BTD, none, heard_BT)
+    return EveryLayer(maps, dmaps, text_BTD, dx_BTD, out_BTD, share_BT, members_BC, dheard_BT)
 
 
 def _settled(model: Classifier, batch: Batch, classes_B: Int[Array, " B"]) -> Int[Array, " B"]:
@@ -239,8 +267,8 @@ def _settled(model: Classifier, batch: Batch, classes_B: Int[Array, " B"]) -> In
     only where a row asks for it."""
 
     def predicted() -> jax.Array:
-        pooled_BD = model.represent(batch["tokens"], batch["positions"], batch["segments"])
-        likely_B = jnp.argmax(model.classify(pooled_BD), axis=-1).astype(classes_B.dtype)
+        logits_BC = model.logits(batch["tokens"], batch["positions"], batch["segments"])
+        likely_B = jnp.argmax(logits_BC, axis=-1).astype(classes_B.dtype)
         return jnp.where(classes_B == NOTHING, likely_B, classes_B)
 
     return jax.lax.cond(jnp.any(classes_B == NOTHING), predicted, lambda: classes_B)
@@ -254,7 +282,8 @@ def grounded(
     - what a position gives through attention: every layer's attention where its gradient speaks for the class, received
       from all queries, heads and layers. The gradient of an entry is the class's slope along the value that it carries,
       so value norms are in it; entries that speak against the class are left out rather than cancelled against others.
-    - what its word says alone (`from_nothing`), to a model that has read nothing yet; `alone` False leaves that out.
+    - what its word says alone: along its embedding to a model that has read nothing yet (`from_nothing`), and to a bag
+      of words beside the encoder where there is one. `alone` False leaves that out.
 
     The first is read where the text settles the class, the second where nothing is settled: the two ends of the way
     that integrated gradients walk in many steps. One pass forward and one back; the second costs next to nothing.
@@ -262,7 +291,7 @@ def grounded(
     found = every_layer(model, batch, classes_B)
     scores_BT = jnp.sum(found.maps * jax.nn.relu(found.dmaps), axis=(0, 2, 3))
     if alone:
-        scores_BT += from_nothing(model, batch, found.members, mask=mask)
+        scores_BT += from_nothing(model, batch, found.members, mask=mask) + found.dheard
     return scores_BT * _real(batch)
 
 
@@ -281,9 +310,11 @@ def from_nothing(
     count_B1 = jnp.maximum(jnp.sum(real_BT, axis=1, keepdims=True), 1.0)
     none_BTD = x_BTD if mask < 0 else nothing(model, batch, mask)
     one_B1D = jnp.einsum("BTD,BT->BD", none_BTD, (real_BT / count_B1).astype(x_BTD.dtype))[:, None, :]
-    first = {"positions": batch["positions"][:, :1], "segments": jnp.ones_like(batch["segments"][:, :1])}
+    first = {name: batch[name][:, :1] for name in ("tokens", "positions")}
+    first["segments"] = jnp.ones_like(batch["segments"][:, :1])
+    unheard_B1 = jnp.zeros_like(count_B1)
 
-    odds = lambda one_B1D: jnp.sum(of_embeddings(model, one_B1D, first, members_BC))
+    odds = lambda one_B1D: jnp.sum(of_embeddings(model, one_B1D, first, members_BC, unheard_B1))
     slope_B1D = jax.grad(odds)(one_B1D)
     apart_BTD = x_BTD - (one_B1D if mask < 0 else none_BTD)
     return jnp.sum((apart_BTD * slope_B1D).astype(jnp.float32), axis=-1) / count_B1

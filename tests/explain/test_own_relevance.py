@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from experiments.explained_slow import kept_scores
-from jaxlm.explain import psi, relevance
+from jaxlm.explain import gradients, psi, relevance
 from jaxlm.explain.fidelity import agreement
 from jaxlm.explain.methods import METHODS, Method
 from jaxlm.explain.subject import NOTHING
-from tests.explain.tiny import examples, one_batch, subject
+from jaxlm.tree import from_named, named_leaves
+from tests.explain.tiny import examples, fresh, one_batch, subject
 
 
 def test_the_last_layers_attention_has_the_gradient_that_autodiff_gives_it():
@@ -60,3 +61,23 @@ def test_a_psi_learned_from_marks_finds_them_in_other_texts():
     scores = found.scores([e.words for e in test])
     gold = [e.rationale for e in test if e.rationale is not None]
     assert agreement(scores, gold).auprc > 0.95
+
+
+def test_a_bag_beside_the_encoder_is_explained_with_it():
+    """Its words' weights are in the scores: integrated gradients still add up, and ours differ by what each adds."""
+    named, random = named_leaves(fresh(wide=64)), np.random.default_rng(2)
+    draw = lambda name, leaf: jnp.asarray(random.normal(size=leaf.shape), leaf.dtype) if "wide" in name else leaf
+    drawn = {name: draw(name, leaf) for name, leaf in named.items()}
+    model, batch, classes = from_named(fresh(wide=64), drawn), one_batch(), jnp.ones(8, jnp.int32)
+
+    def asked(model, batch):
+        scores = gradients.integrated(model, batch, classes, steps=32, mask=0)
+        missed = gradients.completeness(model, batch, classes, scores, mask=0)
+        found = relevance.every_layer(model, batch, classes)
+        added = model.wide.by_word(batch["tokens"], batch["segments"])
+        return missed, jnp.sum(jnp.abs(scores), axis=-1), found.dheard, added
+
+    missed, size, dheard, added = jax.jit(asked)(model, batch)
+    assert np.all(np.abs(missed) < 0.02 * np.asarray(size) + 1e-3)
+    # Two classes: the log odds are the difference of the logits, of which the bag is half.
+    np.testing.assert_allclose(dheard, (added[..., 1] - added[..., 0]) / 2, rtol=1e-4, atol=1e-6)
