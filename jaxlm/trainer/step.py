@@ -87,7 +87,7 @@ def update(
     return TrainState(step=step, finite=finite, model=model, opt=opt, sync=sync_state), metrics
 
 
-def _sizes(due: jax.Array, tx: optax.GradientTransformation, gradients: M, state: TrainState[M], updates: M) -> Any:
+def _sizes(due: jax.Array, tx: optax.GradientTransformation, gradients: M, state: TrainState[M], updates: Any) -> Any:
     """Norms of weights and updates, float32 [2, tensors], in steps that are due, else zeros.
 
     On a CPU only those steps pay, 3% of a small one. Elsewhere XLA turns a condition into a choice between results, so
@@ -95,12 +95,12 @@ def _sizes(due: jax.Array, tx: optax.GradientTransformation, gradients: M, state
     """
     none = lambda norms: jnp.zeros_like(norms)
 
-    def seldom(updates: M) -> jax.Array:
+    def seldom(updates: Any) -> jax.Array:
         again = lambda: tx.update(gradients, state.opt, state.model)[0]  # pyright: ignore[reportArgumentType]
         measure = lambda: jnp.stack([gradient_norms(tree) for tree in (state.model, again())])
         return jax.lax.cond(due, measure, lambda: none(jax.eval_shape(measure)))
 
-    def always(updates: M) -> jax.Array:
+    def always(updates: Any) -> jax.Array:
         found = jnp.stack([gradient_norms(tree) for tree in (state.model, updates)])
         return jnp.where(due, found, none(found))
 

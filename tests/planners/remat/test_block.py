@@ -173,7 +173,7 @@ def test_no_other_use_of_the_host_is_better(seed: int):
     built = Block.of(work, size, seconds)
     away = host.splits(built, link)
     found = [(p.kept - 10, p.seconds) for p in block.policies(work, size, seconds)[:-1]]
-    found += [(s.device @ built.sizes, s.again @ built.seconds + s.waiting) for s in away]
+    found += [(float(s.device @ built.sizes), float(s.again @ built.seconds) + s.waiting) for s in away]
     assert front_of(found) == front_of(points)
     assert not any((s.device & s.away).any() for s in away)
 
