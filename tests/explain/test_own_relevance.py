@@ -63,6 +63,7 @@ def test_a_psi_learned_from_marks_finds_them_in_other_texts():
     assert agreement(scores, gold).auprc > 0.95
 
 
+@pytest.mark.slow
 def test_a_bag_beside_the_encoder_is_explained_with_it():
     """Its words' weights are in the scores: integrated gradients still add up, and ours differ by what each adds."""
     named, random = named_leaves(fresh(wide=64)), np.random.default_rng(2)

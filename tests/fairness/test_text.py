@@ -138,7 +138,7 @@ def test_raked_groups_have_the_share_of_all():
         ({"attribute": {"gender": "fairly"}}, "gender"),
         ({"attribute": {}}, "name at least one"),
         ({"weight": -1.0}, "must not be negative"),
-        ({"mode": "blocks"}, "modes of the estimator"),
+        ({"mode": "blocks"}, "needs fairness.turn and iterations"),
     ],
 )
 def test_bad_fairness_is_named(change: dict[str, Any], said: str):
@@ -157,6 +157,7 @@ def test_hidden_words_are_those_of_the_lists(corpus: LabelledCorpus):
         assert batch["identity"][row][: len(post.words)].astype(bool).tolist() == expected[:8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "plays"),
     [("per_epoch", [True, True, False, False, False, True]), ("blocks", [False, False, False, True, True, True])],

@@ -75,6 +75,7 @@ def test_buckets_are_the_same_on_the_device():
     assert len(np.unique(ours)) > 800
 
 
+@pytest.mark.slow
 def test_the_bag_speaks_as_it_was_fitted_and_learns_nothing(tmp_path: Path):
     folder = tiny.hatexplain(tmp_path)
     data = DataConfig(path=str(folder), sequence=12, mode="truncate", tokenizer=TokenizerConfig(vocab=320))
