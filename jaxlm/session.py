@@ -145,14 +145,18 @@ def workload_of(run: Run, model: ModelConfig, how: Numerics) -> Workload:
         packed=run.apart,
         classes=classes_of(run),
     )
-    private = 0
-    if run.privacy.enabled:
-        private = run.privacy.examples or max(1, GRADIENTS // (4 * work.parameter_count))
+    private = documents_at_once(run, work.parameter_count) if run.privacy.enabled else 0
     return dataclasses.replace(work, trained_by=run.optim.kind, documents=private)
 
 
 GRADIENTS = 1 << 30
 """Bytes of gradients of single documents that a device holds at once, where privacy.examples does not say."""
+
+
+def documents_at_once(run: Run, parameters: int) -> int:
+    """Documents of which a device holds the float32 gradients at once, as far as a microbatch has so many."""
+    return run.privacy.examples or max(1, GRADIENTS // (4 * parameters))
+
 
 FREEZE = "opt/adam/freeze"
 """The step at which the optimizer of a compressed momentum freezes its variance."""
@@ -355,10 +359,9 @@ class Session:
     @property
     def private_rows(self) -> int:
         """Documents whose gradients are computed at once, over all devices."""
-        shards, config = self.plan.replicas, self.run.privacy
-        size = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.abstract.model))
-        most = config.examples or max(1, GRADIENTS // size)
-        return shards * min(most, -(-self.plan.batch.microbatch // shards))
+        shards = self.plan.replicas
+        parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.abstract.model))
+        return shards * min(documents_at_once(self.run, parameters), -(-self.plan.batch.microbatch // shards))
 
     def poisson_feed(self, loader: Loader, secret: Secret) -> PoissonFeed:
         """Samples for `compile_private`."""
