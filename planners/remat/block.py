@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planners.plan import Operation, PlanError, Tensor, Workload
-from planners.remat.policy import ROUNDING, Policy
+from planners.remat.policy import ROUNDING
 
 MOST = 15
 """Names of which every set is tried: 32,768 of them."""
@@ -106,34 +106,6 @@ class Block:
         chosen = self.subsets()
         seconds = self.reruns(chosen) @ self.seconds
         return chosen[unbeaten(chosen @ self.sizes, seconds, chosen.sum(axis=1))]
-
-    def policy(self, kept: np.ndarray, again: np.ndarray, carry: float) -> Policy:
-        """The policy of one set ([name]) and its `reruns`, without transients; `carry`: bytes of the block's input."""
-        save = tuple(name for name, keeps in zip(self.names, kept, strict=True) if keeps)
-        return Policy(
-            name="+".join(save) or "full",
-            save=save,
-            kept=carry + float(kept @ self.sizes),
-            transient=0.0,
-            seconds=float(again @ self.seconds),
-            flops=float(again @ np.array([operation.flops for operation in self.operations])),
-        )
-
-
-def policies(
-    workload: Workload, size: Callable[[Tensor], float], seconds: Callable[[Operation], float]
-) -> tuple[Policy, ...]:
-    """What a layer may do, leanest first and no rematerialisation last; transients are left at 0.
-
-    `size` are the bytes of a value on one device, all sequences of a microbatch; `seconds` of an operation likewise.
-    FLOPs are those of one sequence on all devices, as the workload counts them.
-    """
-    block, carry = Block.of(workload, size, seconds), size(workload.carry)
-    # The input of the block is among what is read, and is kept once.
-    kept = carry + sum(size(tensor) for tensor in workload.activations if tensor.name in block.made)
-    none = Policy(name="none", save=None, kept=kept, transient=0.0, seconds=0.0)
-    front = block.front()
-    return (*(block.policy(row, again, carry) for row, again in zip(front, block.reruns(front), strict=True)), none)
 
 
 def unbeaten(held: np.ndarray, seconds: np.ndarray, ties: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planners.plan import Operation, PlanError, Tensor, Workload
-from planners.remat import block, block_program, host
+from planners.remat import block_program, host
 from planners.remat.block import Block
 from planners.remat.host import Host
 from tests.planners.workloads import llama
@@ -90,19 +90,22 @@ def front_of(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(x, y) for i, (x, y) in enumerate(best) if all(y < other for _, other in best[:i])]
 
 
+def walked(work: Workload) -> list[tuple[tuple[str, ...], float, float]]:
+    """(kept, bytes, seconds) of the sets that a block may keep."""
+    built = Block.of(work, size, seconds)
+    front = built.front()
+    names = [tuple(name for name, keeps in zip(built.names, row, strict=True) if keeps) for row in front]
+    return list(zip(names, front @ built.sizes, built.reruns(front) @ built.seconds, strict=True))
+
+
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_the_policies_are_all_that_no_other_set_beats(seed: int):
+def test_the_front_is_all_that_no_other_set_beats(seed: int):
     work = random_block(np.random.default_rng(seed), 7)
-    found = block.policies(work, size, seconds)
-    assert [(p.kept - 10, round(p.seconds, 6)) for p in found[:-1]] == front_of([p[1:] for p in sets_of(work)])
-    for policy in found[:-1]:
-        runs = again(work, set(policy.save or ()))
-        assert policy.flops == sum(work.operations[i].flops for i in runs)
-        assert policy.seconds == pytest.approx(sum(seconds(work.operations[i]) for i in runs))
-    none = found[-1]
-    assert none.save is None
-    assert none.kept == 10 + sum(size(t) for t in work.activations if t.name != "carry")
+    found = walked(work)
+    assert [(held, round(cost, 6)) for _, held, cost in found] == front_of([p[1:] for p in sets_of(work)])
+    for kept, _, cost in found:
+        assert cost == pytest.approx(sum(seconds(work.operations[i]) for i in again(work, set(kept))))
 
 
 @settings(max_examples=6, deadline=None, derandomize=True, database=None)
@@ -124,11 +127,11 @@ def test_a_block_with_many_names_is_left_to_the_integer_program():
         for before, name in itertools.pairwise(["carry", *names])
     ]
     work = workload(chain, dict.fromkeys(names, 4), set(names[-3:]))
-    found = block.policies(work, size, seconds)
+    found = walked(work)
     # Keeping one of the three that are read spares it, and all before it where it is the first of them.
-    assert [p.kept for p in found[:-1]] == [10, 14, 18, 22]
-    assert found[1].save == ("v15",)
-    assert [round(p.seconds, 6) for p in found[:-1]] == [1.8, 0.2, 0.1, 0.0]
+    assert [held for _, held, _ in found] == [0, 4, 8, 12]
+    assert found[1][0] == ("v15",)
+    assert [round(cost, 6) for _, _, cost in found] == [1.8, 0.2, 0.1, 0.0]
 
 
 def test_only_the_slice_that_is_needed_runs_again():
@@ -153,7 +156,7 @@ def test_only_the_slice_that_is_needed_runs_again():
     with pytest.raises(PlanError, match="remat keeps nrom, which the block does not name; it names norm, q"):
         built.chosen(["nrom"])
     with pytest.raises(PlanError, match="plain does not say what its blocks compute"):
-        block.policies(PLAIN, size, seconds)
+        Block.of(PLAIN, size, seconds)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
@@ -172,7 +175,7 @@ def test_no_other_use_of_the_host_is_better(seed: int):
                 points.append((held - copy * link.bandwidth, cost + waits))
     built = Block.of(work, size, seconds)
     away = host.splits(built, link)
-    found = [(p.kept - 10, p.seconds) for p in block.policies(work, size, seconds)[:-1]]
+    found = [(held, cost) for _, held, cost in walked(work)]
     found += [(float(s.device @ built.sizes), float(s.again @ built.seconds) + s.waiting) for s in away]
     assert front_of(found) == front_of(points)
     assert not any((s.device & s.away).any() for s in away)
