@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlm.collectives.sync import Objective
 from jaxlm.config import Run
@@ -117,7 +118,8 @@ def begins_with(run: Run, corpus: AnyCorpus) -> Callable[[Any], Any]:
 
 
 def with_bag(model: Classifier, rows: LabelledSplit, how: ClassifyConfig, words: Sequence[str]) -> Classifier:
-    """The model whose bag is fitted to these rows and their weights; `words` are those of the vocabulary, by id."""
+    """The model whose bag is fitted to these rows and their weights, less what `balanced` takes from common classes;
+    `words` are those of the vocabulary, by id."""
     wide = model.wide
     assert wide is not None
     (vocab, classes), buckets = wide.word_bias.shape, wide.pair_bias.shape[0]
@@ -132,7 +134,10 @@ def with_bag(model: Classifier, rows: LabelledSplit, how: ClassifyConfig, words:
         words=words,
         spelled=how.spelled,
     )
-    pairs = ((wide.word_bias, bag.words), (wide.pair_bias, bag.pairs), (wide.bias, bag.bias))
+    shares = np.bincount(rows.labels, rows.weights, minlength=classes) / rows.weights.sum()
+    # The joined logits hold half of the bag's.
+    bias = bag.bias - 2.0 * how.balanced * np.log(np.maximum(shares, 1.0 / len(rows))).astype(np.float32)
+    pairs = ((wide.word_bias, bag.words), (wide.pair_bias, bag.pairs), (wide.bias, bias))
     return _replaced(model, [(old[...], jax.device_put(jnp.asarray(new), old[...].sharding)) for old, new in pairs])
 
 

@@ -35,6 +35,9 @@ class ClassifyConfig:
             the first step; what the classifier says is the mean of both logits (jaxlm/model/wide.py); 0: none.
         strength: inverse strength of the penalty under which that bag is fitted (scikit-learn's C).
         spelled: how much each character n-gram of a word counts beside the word in that fit; 0: nothing.
+        balanced: so many times the logarithm of each class's share of the training rows is taken from the logits, in
+            the bias of that bag: at 1 classes are told apart as if all were equally common, which is what macro-F1 asks
+            for (Menon et al. 2021, https://arxiv.org/abs/2007.07314); 0: never.
         rationales: weight of a loss that draws the shares of attention pooling to the words people marked; 0: none.
     """
 
@@ -48,6 +51,7 @@ class ClassifyConfig:
     wide: int = 0
     strength: float = 0.1
     spelled: float = 0.0
+    balanced: float = 0.0
     rationales: float = 0.0
 
     def __post_init__(self) -> None:
@@ -56,9 +60,11 @@ class ClassifyConfig:
                 raise ValueError(f"classify.{name}={getattr(self, name)} must be in [0, 1)")
         if not 0.0 <= self.spelling <= 1.0:
             raise ValueError(f"classify.spelling={self.spelling} must be in [0, 1]")
-        for name in ("rationales", "wide", "strength", "spelled"):
+        for name in ("rationales", "wide", "strength", "spelled", "balanced"):
             if getattr(self, name) < 0:
                 raise ValueError(f"classify.{name}={getattr(self, name)} must not be negative")
+        if self.balanced and not self.wide:
+            raise ValueError(f"classify.balanced={self.balanced} needs a bag of words that it stands in: classify.wide")
         if self.rationales and self.pooling != "attention":
             raise ValueError(f"classify.rationales={self.rationales} needs classify.pooling=attention")
 

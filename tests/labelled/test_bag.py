@@ -106,3 +106,13 @@ def test_the_bag_speaks_as_it_was_fitted_and_learns_nothing(tmp_path: Path):
     gradient = jax.grad(lambda m: classifying(how)(m, batch)[0])(model)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient.wide))
     assert np.any(gradient.label[...])
+    # Told apart as if all classes were equally common: every row loses the same, more where a class is common.
+    balanced = begins_with(dataclasses.replace(run, classify=dataclasses.replace(how, balanced=1.0)), corpus)
+    evened: Any = balanced(model_of(run, CONFIG, Execution(), jax.random.key(0)))
+    shares = np.bincount(training.labels, minlength=3) / len(training)
+    assert np.allclose(rows(evened, batch).logits, rows(model, batch).logits - np.log(shares), atol=1e-4)
+
+
+def test_classes_are_evened_out_in_the_bag_alone():
+    with pytest.raises(ValueError, match=r"balanced=1.0 needs a bag of words.*classify.wide"):
+        ClassifyConfig(balanced=1.0)
