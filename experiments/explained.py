@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -141,28 +141,32 @@ def target(what: str, quantity: str, value: float, floor: float, note: str = "")
     return Row(what=what, quantity=quantity, measured=value, note=f"{said}{'; ' + note if note else ''}")
 
 
-def paired(one: str, other: str, quantity: str, ours: np.ndarray, theirs: np.ndarray, *, tied: bool = False) -> Row:
-    """A difference text by text with its bootstrap interval: met where it lies above 0, or, if `tied`, not below."""
+Asked = Literal["above", "not below", "no difference"]
+
+
+def paired(one: str, other: str, quantity: str, ours: np.ndarray, theirs: np.ndarray, *, asked: Asked = "above") -> Row:
+    """A difference text by text with its bootstrap interval: met where the interval lies above 0, not below it, or on
+    it, as is asked."""
     mean, low, high = paired_interval(ours, theirs)
-    met = high >= 0 if tied else low > 0
+    met = {"above": low > 0, "not below": high >= 0, "no difference": low <= 0 <= high}[asked]
     said = "better" if low > 0 else "worse" if high < 0 else "no difference outside the interval"
     note = f"{'met' if met else 'MISSED'}: {said}; 95 % paired bootstrap [{low:+.3f}, {high:+.3f}], {len(ours)} texts"
     return Row(what=f"{one} - {other}", quantity=quantity, measured=mean, note=note)
 
 
-def against(ours: Scored, other: Scored) -> Row:
+def against(ours: Scored, other: Scored, asked: Asked = "above") -> Row:
     """AUPRC of ours less another's on the rows that both saw."""
     rows = min(ours.rows, other.rows)
-    return paired(ours.name, other.name, "AUPRC difference", ours.k5.each_auprc[:rows], other.k5.each_auprc[:rows])
+    each = [s.k5.each_auprc[:rows] for s in (ours, other)]
+    return paired(ours.name, other.name, "AUPRC difference", *each, asked=asked)
 
 
 def faithful_against(ours: Scored, other: Scored, how: str) -> Row:
     """AOPC comprehensiveness of ours less another's on the rows that both saw; met where ours is not worse."""
     rows = min(ours.rows, other.rows)
     each = lambda s: s.faith[how].each_comprehensiveness[:rows]
-    return paired(
-        ours.name, other.name, f"AOPC comprehensiveness difference ({how})", each(ours), each(other), tied=True
-    )
+    quantity = f"AOPC comprehensiveness difference ({how})"
+    return paired(ours.name, other.name, quantity, each(ours), each(other), asked="not below")
 
 
 def table(found: Sequence[Scored]) -> str:

@@ -216,9 +216,15 @@ def targets(found: list[Scored], chosen_iou: dict[str, float]) -> list[Row]:
 
 
 def controls(found: list[Scored]) -> list[Row]:
-    by = {s.name: s for s in found}
-    names = ("paper, literal", "shuffled attention", "randomised weights")
-    return [against(by[name], by["random"]) for name in names if name in by and "random" in by]
+    """What must know nothing: algorithm 3 as printed gives all words of a text one score, and a shuffled attention and
+    randomised weights agree with people no better than chance."""
+    by, rows = {s.name: s for s in found}, []
+    if (literal := by.get("paper, literal")) is not None:
+        tied = float(np.mean([np.ptp(scores) <= 1e-6 for scores in literal.scores if len(scores)]))
+        note = f"{'met' if tied == 1.0 else 'MISSED'}: all of them are asked"
+        rows.append(Row(what=literal.name, quantity="texts whose scores all tie", measured=tied, note=note))
+    names = [name for name in ("shuffled attention", "randomised weights") if name in by and "random" in by]
+    return rows + [against(by[name], by["random"], "no difference") for name in names]
 
 
 if __name__ == "__main__":

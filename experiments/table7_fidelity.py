@@ -24,6 +24,7 @@ from jaxlm.explain import choice, psi
 from jaxlm.explain.fidelity import agreement, char_f1, token_iou
 from jaxlm.explain.methods import Method
 from jaxlm.explain.sources import read_cose, read_esnli, read_toxic_spans
+from jaxlm.explain.subject import Subject
 from jaxlm.explain.texts import Example
 
 PAPER = {"LIME": (0.56, 0.58), "SHAP": (0.62, 0.60), "ours": (0.76, 0.73)}
@@ -66,7 +67,7 @@ class Config:
     slow: list[str] = field(default_factory=lambda: ["LIME", "SHAP"])
     slow_rows: int = 30
     epochs: int = 3
-    psi_epochs: int = 8
+    psi_epochs: int = 4
     members: int = 3
 
 
@@ -81,8 +82,8 @@ def measure(config: Config, out: Path) -> Report:
         if isinstance(found, str):
             rows += [Row(what=m, quantity=f"{name} token IoU", paper=PAPER[m][column], note=found) for m in PAPER]
             continue
-        scores, learned = found
-        rows += agreements(name, column, scores, learned)
+        knows, scores, learned = found
+        rows += [knows, *agreements(name, column, scores, learned)]
         remarks.append(f"{name}, {scores[0].rows} texts:\n\n{table(scores)}")
         details[name] = explained.facts(scores)
     rows += toxic_spans(config, folder / "toxic_spans")
@@ -109,11 +110,16 @@ def agreements(name: str, column: int, scores: Sequence[Scored], learned: np.nda
     return [*rows, *(paired(what, "select all", f"{name} token IoU difference", learned, each) for each in whole)]
 
 
+Found = tuple[Row, list[Scored], np.ndarray]
+"""What the classifier knows, all methods, and the IoU of each text [N] by the supervised psi."""
+
+
 def on_splits(
-    config: Config, splits: Splits, classes: tuple[str, ...], task: list[Example], keep: Path
-) -> tuple[list[Scored], np.ndarray]:
-    """All methods on one data set, and the IoU of each text [N] by the supervised psi, which chooses the length of each
-    answer as it was fitted on validation. `task` are the texts with labels that the classifier learns from."""
+    config: Config, name: str, splits: Splits, classes: tuple[str, ...], tasks: Sequence[list[Example]], keep: Path
+) -> Found:
+    """All methods on one data set; the supervised psi chooses the length of each answer as it was fitted on validation.
+    `tasks` are the texts with labels that the classifier learns from, and those on which it is asked what it knows."""
+    task, held = tasks
     say = lambda sentence: print(sentence, flush=True)
     subject = small_classifier(task, classes, epochs=config.epochs, say=say)
     learned = psi.learn(subject, splits.train, splits.valid, epochs=config.psi_epochs, members=config.members, say=say)
@@ -128,30 +134,45 @@ def on_splits(
         learned.scores([e.words for e in splits.valid]), lambda i, chosen: token_iou(chosen, gold[i])
     )
     scores = learned.scores([e.words for e in splits.test])
-    return found, agreement(scores, gold_of(splits.test), [chooser(s) for s in scores]).each_iou
+    ious = agreement(scores, gold_of(splits.test), [chooser(s) for s in scores]).each_iou
+    return knowledge(name, subject, held), found, ious
 
 
-def cose(config: Config, folder: Path, out: Path) -> tuple[list[Scored], np.ndarray]:
+def knowledge(name: str, subject: Subject, held: Sequence[Example]) -> Row:
+    """How often the classifier is right on texts it has not seen: what explains one that knows nothing explains
+    nothing."""
+    labels = np.array([e.label for e in held])
+    right, usual = np.mean(subject.predict([e.words for e in held]) == labels), np.bincount(labels).max() / len(labels)
+    note = f"{len(held)} texts not learned from; the most frequent class is right for {usual:.3f}"
+    return Row(what="classifier", quantity=f"{name} accuracy", measured=float(right), note=note)
+
+
+def cose(config: Config, folder: Path, out: Path) -> Found:
     """The classifier tells a question with its right answer from one with another question's answer. Its explanation
     is judged on the question alone: the answer stands before it only while the classifier learns."""
     train, dev = read_cose(folder, "train").examples, read_cose(folder, "dev").examples
-    random = np.random.default_rng(0)
-    answers = [tuple(e.name.split("\t")[1].lower().split()) for e in train]
-    other = random.permutation(len(train))
-    task = [Example((*a, "?", *e.words), 1) for a, e in zip(answers, train, strict=True)]
-    task += [Example((*answers[o], "?", *e.words), 0) for o, e in zip(other, train, strict=True)]
+    tasks = [answered(part) for part in (train, dev)]
     cut = len(train) - 700
     splits = Splits(train[:cut], train[cut:], dev)
-    return on_splits(config, splits, ("other answer", "its answer"), task, out / "scores" / "cose")
+    return on_splits(config, "CoS-E", splits, ("other answer", "its answer"), tasks, out / "scores" / "cose")
 
 
-def esnli(config: Config, out: Path) -> tuple[list[Scored], np.ndarray] | str:
+def answered(questions: Sequence[Example]) -> list[Example]:
+    """Each question after its right answer, labelled 1, and after another question's answer, labelled 0."""
+    answers = [tuple(e.name.split("\t")[1].lower().split()) for e in questions]
+    other = np.random.default_rng(0).permutation(len(questions))
+    right = [Example((*a, "?", *e.words), 1) for a, e in zip(answers, questions, strict=True)]
+    return right + [Example((*answers[o], "?", *e.words), 0) for o, e in zip(other, questions, strict=True)]
+
+
+def esnli(config: Config, out: Path) -> Found | str:
     if config.esnli is None or config.esnli_train is None:
         return "skipped: no highlights are given (--esnli FILE.csv --esnli_train FILE.csv)"
     train, test = (marked(read_esnli(Path(p)).examples) for p in (config.esnli_train, config.esnli))
     cut = max(1, len(train) // 10)
     splits = Splits(train[cut:], train[:cut], test)
-    return on_splits(config, splits, ("entailment", "neutral", "contradiction"), train, out / "scores" / "esnli")
+    classes = ("entailment", "neutral", "contradiction")
+    return on_splits(config, "e-SNLI", splits, classes, (train, test), out / "scores" / "esnli")
 
 
 def toxic_spans(config: Config, folder: Path) -> list[Row]:
@@ -170,7 +191,7 @@ def toxic_spans(config: Config, folder: Path) -> list[Row]:
     threshold = max(np.linspace(-3, 3, 25), key=lambda t: np.mean([judge(i, s >= t) for i, s in enumerate(found)]))
     scores = learned.scores([c.example().words for c in test])
     nothing = float(np.mean([not c.gold for c in test]))
-    rows = []
+    rows = [knowledge("Toxic Spans", subject, [piece for c in test for piece in sentences(c.example())])]
     for how, chosen in (
         ("length chosen text by text", [chooser(s) for s in scores]),
         ("one threshold", [s >= threshold for s in scores]),
