@@ -1,6 +1,7 @@
 """The ways of debiasing a text classifier that table 5 compares, each trained by the trainer's own step."""
 
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Sequence
 from typing import Any, cast
@@ -19,7 +20,7 @@ from jaxlm.fairness.config import FairnessConfig
 from jaxlm.fairness.reweighting import cells, sampling_weights
 from jaxlm.fairness.text import raked
 from jaxlm.model.classifier import Classifier
-from jaxlm.model.classify import rows
+from jaxlm.model.classify import ClassifyConfig, rows
 from jaxlm.model.transformer import Execution
 from jaxlm.task import model_of, objective_of, with_bag, with_vectors
 from jaxlm.trainer.state import init_state
@@ -55,7 +56,8 @@ class Method:
 
 
 class Learner:
-    """Trains and applies one method; `programs` holds what is compiled, for all learners that share it."""
+    """Trains and applies one method; `programs` holds what is compiled, and bags that are fitted, for all learners that
+    share it."""
 
     def __init__(self, run: Run, method: Method, epochs: float, programs: dict[Any, Any]):
         how = FairnessConfig(
@@ -78,7 +80,7 @@ class Learner:
         config = dataclasses.replace(run.model, vocab=corpus.tokenizer.vocab, positions=run.data.sequence)
         model: Any = with_vectors(cast(Classifier, model_of(run, config, Execution(), jax.random.key(seed))), corpus)
         if run.classify is not None and run.classify.wide:
-            model = with_bag(model, split, run.classify, corpus.tokenizer.words)
+            model = self.bagged(model, split, run.classify, corpus.tokenizer.words)
         per_epoch = len(split) // run.train.batch
         steps = round(self.epochs * per_epoch)
         tx, sync = run.optim.build(steps), Implicit()
@@ -98,6 +100,18 @@ class Learner:
             state = self.programs[program](state, batch)[0]
         assert bool(state.finite)
         return state.model
+
+    def bagged(self, model: Any, split: LabelledSplit, how: ClassifyConfig, words: Sequence[str]) -> Any:
+        """The model with its bag, which is fitted once for all methods that read the same rows by the same weights."""
+        about = (how.wide, how.strength, how.spelled, how.balanced)
+        read = hashlib.sha256(repr(about).encode())
+        for part in (*split.ids, split.labels, split.weights):
+            read.update(np.int64(len(part)).tobytes() + np.ascontiguousarray(part).tobytes())
+        key = "bag", read.hexdigest()
+        if key not in self.programs:
+            self.programs[key] = jax.device_get(with_bag(model, split, how, words).wide)
+        model.wide = jax.tree.map(jnp.array, self.programs[key])
+        return model
 
     def hidden(self, split: LabelledSplit) -> LabelledSplit:
         """The rows as the method reads them."""
