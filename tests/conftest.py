@@ -6,8 +6,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-# Tests wait for compilation, not for compute: unoptimised machine code comes three times faster.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+from tests.compiling import flags
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags()}"
 
 # The keys of the audit trails that tests leave are made for them; the account's own are left alone.
 if "JAXLM_KEYS" not in os.environ:

@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.compiling import flags
+
 CONFIG = """\
 name: tiny
 data:
@@ -59,7 +61,7 @@ def start(
         k: v for k, v in os.environ.items() if k == "JAXLM_KEYS" or not k.startswith(("JAX", "XLA", "UV", "PYTHONDONT"))
     }
     environment |= {"XDG_CACHE_HOME": str(home), "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"}
-    environment |= {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment |= {"XLA_FLAGS": flags()}
     environment |= {"JAX_COMPILATION_CACHE_DIR": _programs(), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05"}
     return subprocess.Popen(
         [sys.executable, *program, *map(str, arguments)],
