@@ -1,5 +1,5 @@
 """One test for each attack that is not in the files beside this one; each shows that without the defence it succeeds.
-Not here are 14 to 16, on a privacy ledger: there is none yet.
+Not here are 14 to 16, on a privacy ledger: tests/privacy/test_ledger.py, test_run.py, test_accounting.py.
 
 1 bit flip, 2 swapped parts, 3 added, removed, emptied   test_checkpoints.py, test_signatures.py
 4 rename that keeps the digest, 24 malleable signature   test_signatures.py

@@ -3,7 +3,6 @@ whole."""
 
 import os
 import random
-import select
 import signal
 import subprocess
 import sys
@@ -142,28 +141,43 @@ def test_two_writers_are_refused(tmp_path: Path):
 
 
 def _kill(folder: Path, kills: int, seed: int) -> int:
-    """Kills a writing process again and again; how many acknowledged entries are not there afterwards."""
-    rng, lost = random.Random(seed), 0
-    for _ in range(kills):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.governance.writer", str(folder)],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[2],
-        )
-        assert process.stdout is not None
-        ready, _, _ = select.select([process.stdout], [], [], 60)
-        assert ready, "the writer never began"
-        time.sleep(rng.uniform(0, 0.03))
-        os.kill(process.pid, signal.SIGKILL)
-        lines = [line for line in process.communicate()[0].splitlines(keepends=True) if line.endswith("\n")]
-        acknowledged = int(lines[-1]) if lines else 0
-        with Log(folder, writer.KEY) as log:
-            size = log.head.size
-            found = reader(folder, size)
-            assert found.root() == log.head.root
-            assert [found.entry(n) for n in range(size)] == [writer.entry(n) for n in range(size)]
-            lost += max(0, acknowledged - size)
+    """Kills a writing process again and again; how many acknowledged entries are not there afterwards.
+
+    The root after each kill vouches for every entry; read from disk are those that were not there before it, and in the
+    end all of them.
+    """
+    rng, lost, expected = random.Random(seed), 0, Tree()
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.governance.writer", str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    ) as forks:
+        assert forks.stdin is not None
+        assert forks.stdout is not None
+        for kill in range(kills):
+            print(file=forks.stdin, flush=True)
+            process = int(forks.stdout.readline())
+            # Every other one once it has appended: a slow disk would have all of them killed while they open the log.
+            lines = [forks.stdout.readline()] if kill % 2 else []
+            time.sleep(rng.uniform(0, 0.05))
+            os.kill(process, signal.SIGKILL)
+            while (line := forks.stdout.readline()).strip().isdigit():
+                lines.append(line)
+            assert line == f"dead {-signal.SIGKILL}\n", "it died before it was killed"
+            acknowledged = int(lines[-1]) if lines else 0
+            with Log(folder, writer.KEY) as log:
+                size, before = log.head.size, expected.size
+                found = reader(folder, size)
+                lost += max(0, max(acknowledged, before) - size)
+                for n in range(before, size):
+                    assert found.entry(n) == writer.entry(n)
+                    expected.append(leaf_hash(writer.entry(n)))
+                assert found.root() == log.head.root == expected.root(size), "another entry is in its place"
+        forks.stdin.close()
+    found = reader(folder, expected.size)
+    assert [found.entry(n) for n in range(expected.size)] == [writer.entry(n) for n in range(expected.size)]
     return lost
 
 

@@ -1,5 +1,10 @@
-"""A process that appends to a log until it is killed, and says what it was promised. Run: python writer.py FOLDER"""
+"""Processes that append to a log until they are killed, and say what they were promised. Run: python writer.py FOLDER
 
+For each line on standard input one is forked, so that none has to start Python again; it says its process id, then the
+size of the log after each append that it was promised. Once it is dead that is said, with its exit status.
+"""
+
+import os
 import sys
 from pathlib import Path
 
@@ -24,5 +29,15 @@ def main(folder: Path) -> None:
             print(first + count, flush=True)
 
 
+def serve(folder: Path) -> None:
+    while sys.stdin.readline():
+        child = os.fork()
+        if child == 0:
+            print(os.getpid(), flush=True)
+            main(folder)  # for ever; what it raises ends the child
+        _, status = os.waitpid(child, 0)
+        print("dead", os.waitstatus_to_exitcode(status), flush=True)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    serve(Path(sys.argv[1]))
