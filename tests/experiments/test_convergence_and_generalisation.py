@@ -56,6 +56,7 @@ def values(rows: list[dict], quantity: str, column: str = "measured") -> dict[st
     return {row["what"]: row[column] for row in rows if row["quantity"].startswith(quantity)}
 
 
+@pytest.mark.slow
 def test_figure_8_compares_variants_and_a_plan_changes_no_loss(home, begin):
     rows = begin(figure8_convergence, home / "figure8.yaml")["rows"]
     tokens = 3 * 8 * 32

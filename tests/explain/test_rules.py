@@ -63,6 +63,7 @@ def test_templates_speak_of_any_domain():
     assert rules.marks([clause], ("rent", "the", "lessee")).tolist() == [True, False, True]
 
 
+@pytest.mark.slow
 def test_rules_of_the_model_flip_it_and_shuffled_attention_collapses():
     train, valid = ([e.words for e in examples(n, seed)] for n, seed in ((160, 21), (240, 22)))
     seen, held_out = rules.judged(subject(), train), rules.judged(subject(), valid)

@@ -36,6 +36,7 @@ def test_loss_and_gradients_equal_those_without_rematerialisation(name: str) -> 
     assert_same(loss_and_gradients(make_plan(mesh, DEEP, remat=remat), DEEP, packed_batch()), reference(DEEP))
 
 
+@pytest.mark.slow
 def test_layers_read_in_place_are_as_exact_as_layers_of_one_segment() -> None:
     """In bfloat16 every segment reads its layers by index; with one segment there is nothing to read."""
     remat = (Segment(layers=2, save=("q", "k", "v")), Segment(layers=2, save=()), Segment(layers=2))

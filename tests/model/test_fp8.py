@@ -84,6 +84,7 @@ def losses(products: str, steps: int) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 def test_a_model_learns_as_well_with_them():
     exact, eight = losses("auto", 80), losses("fp8", 80)
     assert exact[0] == pytest.approx(eight[0], rel=0.02)
