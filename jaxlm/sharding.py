@@ -79,6 +79,12 @@ def _without(spec: P, manual: set[Any]) -> P:
     return P(*(axes if len(axes) > 1 else (axes[0] if axes else None) for axes in kept))
 
 
+def alone() -> bool:
+    """Whether nothing is split here: one device, or no mesh at all. Forms that no partitioner has to understand."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or mesh.size == 1
+
+
 def mesh_axes(entry: Any) -> tuple[str, ...]:
     """The mesh axes of one entry of a PartitionSpec."""
     return (entry,) if isinstance(entry, str) else entry or ()

@@ -16,7 +16,7 @@ BYTES_OF = {
     "working_gradients": "a layer's gradient before it is scattered",
     "cast_weights": "weights cast for each layer, kept without remat",
     "activations": "kept for the backward pass",
-    "attention_scratch": "mask or statistics of the attention kernel, one block at a time",
+    "attention_scratch": "scores, mask or statistics of the attention kernel, one block at a time",
     "block_transient": "a block's gradients in flight",
     "logits": "logits, or their gradient",
     "head_gradient": "the head's gradient, summed over pieces of the loss",

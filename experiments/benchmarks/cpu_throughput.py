@@ -26,6 +26,7 @@ from experiments.throughput.contest import How, contest, rows
 from experiments.throughput.pace import paced
 from experiments.throughput.suite import CPU, pick
 from jaxlm.decode import ConfigError
+from jaxlm.runtime.allocator import keep_freed
 
 AIM_MS = 1.0
 WINDOW = 10
@@ -149,6 +150,7 @@ def alone(run: str, steps: int) -> float:
     from jaxlm.session import Session, numerics, resolve
     from planners.plan import Plan
 
+    keep_freed()  # as `jaxlm train` does
     configured = decode(read(Path(run) / "config.yaml"), Run)
     model = resolve(configured, configured.model.vocab or configured.data.tokenizer.vocab)
     plan = Plan.load(Path(run) / "plan.json")

@@ -67,8 +67,10 @@ class Train(Member):
             return 0
         profile = None if self.profile is None else Steps.parse(self.profile, run.train.steps)
         from jaxlm.run import train
+        from jaxlm.runtime.allocator import keep_freed
         from jaxlm.setup import Options
 
+        keep_freed()
         sys.stdout = cast(TextIO, Sturdy(sys.stdout))
         directory = self.run_dir or Path("runs") / run.name
         chosen = Options(

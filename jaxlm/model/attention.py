@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jaxlm.model import packed_attention
+from jaxlm.model import packed_attention, plain_attention
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.norm import RMSNorm
 from jaxlm.model.ops import project
@@ -112,24 +112,30 @@ def attend(
     fused: bool,
     shard: Rules,
 ) -> Float[Array, "B T N H"]:
-    """Attention by XLA's own operations, or `fused` by cuDNN.
+    """Attention by XLA's own operations, or `fused` by cuDNN. Those of float32 are ours (see `plain_attention`), of
+    other dtypes JAX's, which choose how a GPU multiplies them.
 
     Inside a shard_map that leaves mesh axes to the partitioner, JAX's partitioning of the cuDNN kernel fails, so there
     every device is handed its own rows and heads.
     """
 
+    mesh = jax.sharding.get_abstract_mesh()
+    whole = mesh.empty or all(mesh.shape[axis] == 1 for axis in mesh_axes(shard.here("length")[0]))
+
     def call(q: jax.Array, k: jax.Array, v: jax.Array, *mask: jax.Array) -> jax.Array:
+        if not fused and q.dtype == jnp.float32:
+            blocks = plain_attention.blocks_of(q.shape[1], causal=causal) if whole else 1
+            return plain_attention.attend(q, k, v, mask[0] if mask else None, causal, blocks)
         kernel = "cudnn" if fused else "xla"
         return jax.nn.dot_product_attention(
             q, k, v, mask=mask[0] if mask else None, is_causal=causal, implementation=kernel
         )
 
-    mesh = jax.sharding.get_abstract_mesh()
     free = set(mesh.axis_names) - set(mesh.manual_axes)
     masks = () if mask_B1TT is None else (mask_B1TT,)
     if not fused or not mesh.manual_axes or not free:
         return call(q_BTNH, k_BTKH, v_BTKH, *masks)
-    if any(mesh.shape[axis] > 1 for axis in mesh_axes(shard.here("length")[0])):
+    if not whole:
         raise ValueError("cuDNN attention of unequal replicas needs whole rows; set the mesh axis context to 1")
     heads, groups = (shard.here("batch", "length", name, None) for name in ("heads", "kv_heads"))
     specs = (heads, groups, groups, *(shard.here("batch", None, None, None) for _ in masks))

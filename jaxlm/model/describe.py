@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import optax
 
+from jaxlm.model import plain_attention
 from jaxlm.model.attention import Kernel
 from jaxlm.model.block_graph import block_graph
 from jaxlm.model.classifier import Classifier
@@ -78,7 +79,7 @@ def describe(
         compute_dtype=dtype,
         kernel=kernel,
         causal=config.causal,
-        scratch=_scratch(config, kernel, sequence) if packed else (),
+        scratch=_scratch(config, kernel, dtype, sequence, packed),
         operations=graph.operations,
         values=graph.values,
     )
@@ -92,13 +93,19 @@ def _logits(config: ModelConfig, sequence: int, classes: int | None) -> Tensor:
     return Tensor(name="logits", shape=shape, dtype="float32", axes=("batch", "length", "vocab"))
 
 
-def _scratch(config: ModelConfig, kernel: Kernel, T: int) -> tuple[Tensor, ...]:
-    """What a fused kernel needs to keep the documents of one packed row apart (seen in steps compiled for H100).
+def _scratch(config: ModelConfig, kernel: Kernel, dtype: str, T: int, packed: bool) -> tuple[Tensor, ...]:
+    """What attention needs for one block at a time.
 
-    By mask: a number for each pair of positions, and their gradient, which nobody reads. By offsets: statistics for
-    as many documents as a call takes, and keys and values repeated for each query head, with their gradients.
+    Ours of float32 three numbers for each pair of the positions that it computes together: scores, shares and their
+    gradient. A fused kernel what keeps the documents of one packed row apart (seen in steps compiled for H100). By
+    mask: a number for each pair of positions, and their gradient, which nobody reads. By offsets: statistics for as
+    many documents as a call takes, and keys and values repeated for each query head, with their gradients.
     """
-    if kernel == "xla":
+    if kernel == "xla" and dtype == "float32":
+        shape = (1, config.heads, T // plain_attention.blocks_of(T, causal=config.causal), T)
+        pairs = ("scores", "shares", "shares_gradient")
+        return tuple(Tensor(name=n, shape=shape, dtype=dtype, axes=("batch", "heads", "length", None)) for n in pairs)
+    if kernel == "xla" or not packed:
         return ()
     if kernel == "cudnn":
         axes = ("batch", None, "length", None)

@@ -24,7 +24,7 @@ class RMSNorm(nnx.Module):
     def _normalise(self, x: jax.Array, gain: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        return jnp.einsum("...D,D->...D", y, gain).astype(x.dtype)
+        return (y * _last(gain, y.ndim)).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -42,8 +42,12 @@ class LayerNorm(nnx.Module):
         y = x.astype(jnp.float32)
         y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        y = jnp.einsum("...D,D->...D", y, gain)
-        return (y + bias.reshape((1,) * (y.ndim - 1) + (-1,))).astype(x.dtype)
+        return (y * _last(gain, y.ndim) + _last(bias, y.ndim)).astype(x.dtype)
+
+
+def _last(x_D: jax.Array, dims: int) -> jax.Array:
+    """[D] as [1, ..., 1, D]. An einsum would say the same, but on CPU XLA turns its operands round for it."""
+    return x_D.reshape((1,) * (dims - 1) + (-1,))
 
 
 def _from_input(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

@@ -5,6 +5,7 @@ gathers of a language model live here and nowhere else.
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlm.model import fp8
-from jaxlm.sharding import Rules
+from jaxlm.sharding import Rules, alone
 
 
 def lookup(
@@ -75,9 +76,42 @@ def gathered(weight: jax.Array, axes: tuple[str, ...], dtype: jnp.dtype, shard: 
 
 
 def pick(logits: Float[Array, "... V"], labels: Int[Array, "..."]) -> jax.Array:
-    """The logit of each label. A masked sum that XLA fuses, because it needs no gather over a sharded vocabulary."""
-    hit = _index(logits) == labels[..., None]
-    return jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+    """The logit of each label. A masked sum that XLA fuses, because it needs no gather over a sharded vocabulary.
+
+    A CPU alone reads the few numbers that it needs: there XLA writes the masked logits down before it adds them.
+    """
+    if not alone():
+        return _masked_sum(logits, labels)
+    return jax.lax.platform_dependent(logits, labels, cpu=_read, default=_masked_sum)
+
+
+def _hit(logits: jax.Array | jax.ShapeDtypeStruct, labels: jax.Array) -> jax.Array:
+    return _index(logits) == labels[..., None]
+
+
+def _masked_sum(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.where(_hit(logits, labels), logits, 0.0), axis=-1)
+
+
+@jax.custom_vjp
+def _read(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """As `_masked_sum`, by a gather whose gradient is no scatter."""
+    last = logits.shape[-1] - 1
+    found = jnp.take_along_axis(logits, jnp.clip(labels, 0, last)[..., None], axis=-1, mode="promise_in_bounds")
+    return jnp.where((labels >= 0) & (labels <= last), found[..., 0], 0.0)
+
+
+def _read_forward(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _read(logits, labels), (labels, jnp.zeros((0, logits.shape[-1]), logits.dtype))
+
+
+def _read_backward(given: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, None]:
+    labels, like = given
+    full = jax.ShapeDtypeStruct((*labels.shape, like.shape[-1]), like.dtype)
+    return jnp.where(_hit(full, labels), gradient[..., None], 0.0), None
+
+
+_read.defvjp(_read_forward, _read_backward)
 
 
 def mask_tail(logits: Float[Array, "... V"], size: int) -> jax.Array:
@@ -85,7 +119,7 @@ def mask_tail(logits: Float[Array, "... V"], size: int) -> jax.Array:
     return logits if size == logits.shape[-1] else jnp.where(_index(logits) < size, logits, -1e30)
 
 
-def _index(logits: jax.Array) -> jax.Array:
+def _index(logits: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
     """The position in the last dimension, one row that broadcasts: XLA hoists a full-size one out of loops."""
     return jax.lax.broadcasted_iota(jnp.int32, (1,) * (logits.ndim - 1) + logits.shape[-1:], logits.ndim - 1)
 
@@ -125,9 +159,13 @@ def _multiply_backward(
     x, weight = given
     operands, result = equation.split("->")
     left, right = operands.split(",")
-    return jnp.einsum(f"{result},{right}->{left}", gradient, weight), jnp.einsum(
-        f"{left},{result}->{right}", x, gradient
-    )
+    to_input = jnp.einsum(f"{result},{right}->{left}", gradient, weight)
+    rows = sum(letter not in right for letter in left)
+    if not alone() or left[:rows] + right.removeprefix(left[rows:]) != result:
+        return to_input, jnp.einsum(f"{left},{result}->{right}", x, gradient)
+    # With one dimension for all rows XLA multiplies both as they lie; with two it turns x round first, by copying.
+    flat = lambda a: a.reshape(math.prod(a.shape[:rows]), -1)
+    return to_input, jnp.einsum("rk,rf->kf", flat(x), flat(gradient)).reshape(weight.shape)
 
 
 _multiply.defvjp(_multiply_forward, _multiply_backward)
