@@ -232,6 +232,7 @@ class Session:
             remat=self.plan.remat,
             unroll=self.plan.compile.unroll,
             loss_chunks=self.plan.compile.loss_chunks,
+            microbatches=self.plan.batch.accumulation,
         )
 
     @property

@@ -50,6 +50,12 @@ class Rules:
         """As `spec`, without the mesh axes that are manual here (inside a shard_map)."""
         return _without(self.spec(*names), set(jax.sharding.get_abstract_mesh().manual_axes))
 
+    def gathers(self, name: str) -> bool:
+        """Whether that dimension of a weight is split over devices here at rest, and whole at work."""
+        mesh = jax.sharding.get_abstract_mesh()
+        rest, work = (rules.here(name)[0] for rules in (Rules(self.rest), self))
+        return not mesh.empty and rest != work and math.prod(mesh.shape[axis] for axis in mesh_axes(rest)) > 1
+
     def __call__(self, x: jax.Array, *names: str | None, name: str | None = None) -> jax.Array:
         """Constrains `x` on the current mesh; `name` makes it a value that a Plan can save, recompute or offload."""
         if len(names) != x.ndim:

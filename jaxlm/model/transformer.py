@@ -25,7 +25,10 @@ from planners.plan import Segment
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """How a model runs, none of it changing what it computes: decided by a Plan, static for jit."""
+    """How a model runs, none of it changing what it computes: decided by a Plan, static for jit.
+
+    `microbatches` are those of one step, which all read the same weights.
+    """
 
     shard: Rules = Rules()
     kernel: Kernel = "xla"
@@ -33,6 +36,7 @@ class Execution:
     remat: tuple[Segment, ...] = ()
     unroll: int = 1
     loss_chunks: int = 1
+    microbatches: int = 1
 
 
 class Trunk(nnx.Module):
@@ -81,7 +85,9 @@ class Trunk(nnx.Module):
         segments = self.execution.remat or (Segment(layers=self.config.layers),)
         call = lambda block, x, k: block(x, positions_BT, segments_BT, k)
         with jax.named_scope("blocks"):
-            x_BTD = run(self.blocks, x_BTD, call, keys, segments, self.execution.unroll)
+            how = self.execution
+            shard = how.shard if how.microbatches == 1 else None
+            x_BTD = run(self.blocks, x_BTD, call, keys, segments, how.unroll, turned=shard)
         return self.norm(x_BTD)
 
     def __call__(
