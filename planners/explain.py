@@ -20,6 +20,7 @@ BYTES_OF = {
     "block_transient": "a block's gradients in flight",
     "logits": "logits, or their gradient",
     "head_gradient": "the head's gradient, summed over pieces of the loss",
+    "embedding_gradient": "the embedding's gradient, and its sum over devices",
     "turned_weights": "weights turned round before they are gathered",
     "update_excess": "optimizer's copies beyond the backward pass",
     "batch": "token arrays",

@@ -1,8 +1,10 @@
 """The steps whose memory is compiled and predicted: those that the rules were read off, and others to judge them by.
 
 `DEVELOPMENT` are the steps that were looked at while `planners.prices.memory_phases` was written; `CALIBRATION` are two
-of them for each model and policy. `JUDGED` were written down before any of them was compiled, and no rule was changed
-after one was looked at. `SMALL` are the layers of the two compiles that calibrate the plan of one judged step.
+of them for each model and policy. `JUDGED` were written down before any of them was compiled, and no program of theirs
+was looked into. It was known from earlier reports, when rules were changed on 2026-11-27, that the largest errors were
+those of GPT-2 under full rematerialisation with fsdp; the new rules were read off development steps. `SMALL` are the
+layers of the two compiles that calibrate the plan of one judged step.
 """
 
 import dataclasses

@@ -59,6 +59,7 @@ class Footprint:
         cast_layers: parameters of all layers in the compute dtype, sharded as the rules say.
         turned_layers: float32 parameters of all layers whose last dimension fsdp splits, sharded.
         turned_others: those outside the layers.
+        turned_cast: those of the layers in the compute dtype.
         activations: what the backward pass of one block keeps.
         whole: those of them that tensor does not split.
         carry: the input of one block.
@@ -84,6 +85,7 @@ class Footprint:
     cast_layers: Number
     turned_layers: Number
     turned_others: Number
+    turned_cast: Number
     activations: Number
     whole: Number
     carry: Number
@@ -148,6 +150,7 @@ def footprint(workload: Workload, sizes: Mapping[str, Number]) -> Footprint:
         cast_layers=width * layers * total(inside, sizes),
         turned_layers=4 * layers * total([tensor for tensor in inside if _turned(tensor)], sizes),
         turned_others=4 * total([tensor for tensor in outside if _turned(tensor)], sizes),
+        turned_cast=width * layers * total([tensor for tensor in inside if _turned(tensor)], sizes),
         activations=sum(kept, nothing),
         whole=sum(
             work([tensor for tensor in workload.activations if not set(tensor.axes) & set(TENSOR_AXES)]), nothing

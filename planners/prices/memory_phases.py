@@ -1,13 +1,15 @@
 """What is alive on a GPU in each phase of one step, as XLA's buffer assignment of compiled steps shows it.
 
-A step allocates one block for all that lives during it, as large as its worst moment. Three moments compete:
+A step allocates one block for all that lives during it, as large as its worst moment. Four moments compete:
 
     loss      all blocks have run forward; logits, and the head's weights or their gradient
     backward  one block goes back: its weights, its activations, the gradients of both, and room for those of all
+    embedding the gradients of all blocks, and that of the embedding twice where devices sum it
     update    every gradient in float32
 
 Read off the live ranges of steps compiled for H100 and A100 with jax 0.10.2; `experiments/benchmarks/memory.py`
-compares them with new ones. Small whole numbers below count values of one kind that are alive together.
+compares them with new ones. Small whole numbers below count values of one kind that are alive together. What is not
+foreseen are gaps: XLA puts each buffer at one place for all of its life, and what lies between may be of no use.
 """
 
 from collections.abc import Mapping
@@ -57,24 +59,40 @@ def phases(
         "activations": workload.layers * np.where(none, kept, carry),
         "cast_weights": np.where(none & step.casts, step.cast_layers, 0),
         "gradient_accumulator": np.where(accumulates, step.accumulator, 0),
-        "turned_weights": np.where(fsdp & (accumulates | ~none), step.turned_layers, 0)
-        + np.where(fsdp & accumulates, step.turned_others, 0),
+        "turned_weights": np.where(fsdp & ~none & ~accumulates, step.turned_cast, 0)
+        + np.where(fsdp & accumulates, step.turned_layers + step.turned_others, 0),
         "attention_scratch": sequences * step.scratch,
     }
     loss: Phase = {
-        "logits": logits / candidates.loss_chunks,
+        # In one piece also float32 sums of 256 logits each; the gradient of the head as a whole, while it travels to
+        # where it rests, and there; and the input of the head with its gradient, which waits where more replicas sum.
+        # In pieces float32 sums of the head's gradient, and the part of one piece.
+        "logits": np.where(chunked, logits / candidates.loss_chunks, logits * (1 + 1 / 128)),
         "working_parameters": head,
-        "head_gradient": np.where(chunked, 3, 1) * head,  # in pieces: float32 sums, and the part of one piece
-        "block_transient": 3 * carry,
+        "head_gradient": np.where(chunked, 3 * head, head + np.where(fsdp, step.vocabulary_rest, 0)),
+        "block_transient": np.where(chunked, 3, np.where(fsdp & (sizes["data"] > 1), 1, 2)) * carry,
     }
+    again = _block_again(step, wide, kept, carry, tensor)
     backward: Phase = {
         "gradients": step.block_gradients,
         "document_gradients": apart(workload, sequences),
-        "block_transient": np.where(none, _block(step, fsdp, wide, carry), _block_again(step, wide, kept, carry))
-        * factor,
+        "block_transient": np.where(none, _block(step, fsdp, wide, carry), again) * factor,
         "head_gradient": step.vocabulary_rest,
     }
-    return {"loss": always | loss, "backward": always | backward, "update": {"gradients": step.accumulator}}
+    embedding: Phase = {
+        "gradient_accumulator": always["gradient_accumulator"],
+        "gradients": step.block_gradients,
+        "head_gradient": step.vocabulary_rest,
+        # Whole, as long as what becomes of it is on its way: its part where fsdp splits it, all of it elsewhere.
+        "embedding_gradient": head + np.where(candidates.replicas > 1, np.where(fsdp, step.vocabulary_rest, head), 0),
+        "block_transient": 2 * carry,
+    }
+    return {
+        "loss": always | loss,
+        "backward": always | backward,
+        "embedding": embedding,
+        "update": {"gradients": step.accumulator},
+    }
 
 
 def apart(workload: Workload, sequences: np.ndarray) -> Number:
@@ -96,13 +114,14 @@ def _block(step: Footprint, fsdp: np.ndarray, wide: Number, carry: Number) -> np
     return np.maximum(np.maximum(last, middle), end)
 
 
-def _block_again(step: Footprint, wide: Number, kept: Number, carry: Number) -> np.ndarray:
+def _block_again(step: Footprint, wide: Number, kept: Number, carry: Number, tensor: np.ndarray) -> np.ndarray:
     """Going back through one block that is computed again first: the worse of two moments.
 
     All weights and activations are there, and the gradient of one activation; or the last weights have done their
-    work, and the gradients of two wide activations are there.
+    work, and the gradients of two wide activations are there. Where tensor splits the wide ones the second is less.
     """
-    return np.maximum(step.layer + kept + 3 * carry, step.layer - step.down + kept + wide + 5 * carry)
+    first, second = step.layer + kept + 3 * carry, step.layer - step.down + kept + wide + 5 * carry
+    return np.where(tensor > 1, first, np.maximum(first, second))
 
 
 def worst(found: Mapping[str, Phase], rows: int) -> dict[str, np.ndarray]:

@@ -141,7 +141,7 @@ class Around:
     Attributes:
         freed: bytes of one layer's gradients, as in Layers.
         loss: what the loss needs when its turn comes, after all forward passes; None where that is not known.
-        update: bytes while the weights are updated, whatever the layers keep.
+        update: bytes once all layers have gone back, whatever they keep.
     """
 
     freed: float = 0.0

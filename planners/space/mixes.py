@@ -95,7 +95,7 @@ class Ends:
         full = {phase: sum(parts.values()) for phase, parts in self.phases["full"].items()}
         rest = full["loss"] - self.layers * self.carry
         loss = Policy(name="loss", save=None, kept=0.0, transient=rest, seconds=0.0, layer=False)
-        return Around(freed=self.gradient, loss=loss, update=full["update"])
+        return Around(freed=self.gradient, loss=loss, update=max(full["embedding"], full["update"]))
 
     @property
     def turned(self) -> float:

@@ -12,12 +12,13 @@ from experiments.benchmarks.memory_cases import CALIBRATION, DEVELOPMENT, JUDGED
 from planners.prices.memory_phases import Habits
 
 COMPILED = {
-    ("gpt2-124m", "fsdp=8", "none", 8, 1024): (187810829, 609272136),
+    ("gpt2-124m", "fsdp=8", "none", 8, 1024): (187810829, 605735752),
     ("gpt2-124m", "data=8", "full", 64, 1024): (1493841933, 1159148360),
-    ("llama-7b", "fsdp=8", "none", 8, 2048): (10110451725, 14119136136),
-    ("llama-7b", "fsdp=8", "full", 8, 2048): (10110451725, 5737336200),
+    ("llama-7b", "fsdp=64", "none", 64, 4096): (1266663437, 18732222344),
+    ("llama-7b", "fsdp=64", "full", 64, 4096): (1266663437, 2638168712),
+    ("llama-1b", "data=8", "full", 16, 2048): (14829838349, 5524328560),
 }
-"""Bytes of arguments and temporaries by XLA for H100, jaxlib 0.10.2, 2026-11-26."""
+"""Bytes of arguments and temporaries by XLA for H100, jaxlib 0.10.2, 2026-11-27."""
 
 
 def case(preset: str, mesh: str, remat: str, microbatch: int, sequence: int, **other: Any) -> Case:

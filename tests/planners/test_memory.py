@@ -139,6 +139,39 @@ def test_peak_is_the_worst_phase_and_no_sum_of_all() -> None:
     assert np.allclose(temporaries(found, 3), np.max(totals, axis=0))
 
 
+def test_weights_turned_round_are_cast_first_unless_microbatches_share_them() -> None:
+    """Seen in compiled programs: before layers that are computed again a bfloat16 copy of the matrices that are
+    gathered along their last dimension; for several microbatches a float32 one, of those outside the layers too."""
+    work = workloads.llama_7b()
+    last = [t.size for t in work.parameters if t.axes[-1] == "embed"]
+    inside = [t.size for t in work.parameters if t.axes[-1] == "embed" and "layers" in t.axes]
+    turned = lambda microbatch, remat, **sizes: memory(work, 8, microbatch, remat, **sizes).get("turned_weights", 0)
+    assert len(inside) == 2
+    assert turned(work.batch, "full", fsdp=8) == 2 * sum(inside) / 8
+    assert turned(work.batch // 2, "full", fsdp=8) == turned(work.batch // 2, "none", fsdp=8) == 4 * sum(last) / 8
+    assert turned(work.batch, "none", fsdp=8) == turned(work.batch, "full", data=8) == 0
+
+
+def test_the_gradient_of_the_head_is_there_twice_on_its_way_to_where_it_rests() -> None:
+    work = workloads.llama_7b()
+    candidates = Candidates.of({"fsdp": [8, 1], "data": [1, 8]}, microbatch=8, remat=1)
+    step = footprint(work, candidates.sizes)
+    gradient = phases(step, work, candidates)["loss"]["head_gradient"]
+    head = 2 * 32000 * 4096
+    np.testing.assert_allclose(gradient, [head * (1 + 1 / 8), head])
+
+
+def test_the_gradient_of_the_embedding_is_there_twice_while_it_is_summed() -> None:
+    """It comes last: the gradients of all blocks are there, and the head's waits for the update."""
+    work = workloads.llama_7b()
+    candidates = Candidates.of({"fsdp": [1, 1, 8], "data": [1, 8, 1]}, microbatch=8, remat=1)
+    found = phases(footprint(work, candidates.sizes), work, candidates)["embedding"]
+    whole = 2 * 32000 * 4096
+    np.testing.assert_allclose(found["embedding_gradient"], [whole, 2 * whole, whole * (1 + 1 / 8)])
+    np.testing.assert_allclose(found["head_gradient"], [whole, whole, whole / 8])
+    assert np.all(found["gradients"] > found["embedding_gradient"])
+
+
 def test_gradients_of_single_documents_are_whole_on_every_device() -> None:
     work = dataclasses.replace(workloads.nano(16), documents=2)
     summed, apart = (memory(each, 4, 16, data=2, fsdp=2) for each in (workloads.nano(16), work))
