@@ -97,8 +97,7 @@ class Copying:
         out = next(path for path in names if not os.path.lexists(path))
         place = self._checkpoints / said.name
         binding = _binding(place, said, self._trail.run, out)
-        hashed = (place / model_signature.NAME).stat().st_ctime_ns  # it was written once all other files were hashed
-        written = snapshot.seal(place, binding, self._trail.keys.checkpoint(), self._known, out, hashed=hashed)
+        written = snapshot.seal(place, binding, self._trail.keys.checkpoint(), self._known, out)
         self._trail.commit("ckpt.snapshot", _entry(binding, written, self._to))
 
 

@@ -103,19 +103,8 @@ def seal(
     key: EllipticCurvePrivateKey,
     to: Sequence[X25519PublicKey],
     out: Path,
-    *,
-    hashed: int = 0,
 ) -> Written:
     """Encrypts the checkpoint in `folder` into the new file `out`, whole or not at all.
-
-    Args:
-        folder: of the checkpoint.
-        binding: where it belongs; every file is compared with its digest on its way.
-        key: signs the binding.
-        to: who can read it.
-        out: the new file.
-        hashed: nanoseconds since 1970 by the clock of the file system: the digests in `binding` were taken before, by
-            us. Where nothing has touched a file since (ctime, which no program can set), it is not hashed again.
 
     Raises:
         Rejected: a file is not the one that the binding names.
@@ -128,8 +117,7 @@ def seal(
     found, size = hashlib.sha256(), 0
     try:
         with room(out), os.fdopen(os.open(aside, _NEW, 0o600), "wb") as file:
-            envelope = dsse.seal(canonical.dump(binding.statement()), key)
-            for piece in age.encrypt(_tar(folder, binding, envelope, hashed), to):
+            for piece in age.encrypt(_tar(folder, binding, dsse.seal(canonical.dump(binding.statement()), key)), to):
                 found.update(piece)
                 size += file.write(piece)
             file.flush()
@@ -265,23 +253,19 @@ def _binding(envelope: bytes, keys: Sequence[EllipticCurvePublicKey]) -> Binding
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
 
-def _tar(folder: Path, binding: Binding, envelope: bytes, hashed: int) -> Iterator[bytes]:
-    """The archive, piece by piece; every file is checked on its way, as `seal` says."""
+def _tar(folder: Path, binding: Binding, envelope: bytes) -> Iterator[bytes]:
+    """The archive, piece by piece; every file is checked on its way."""
     yield _header(SIGNATURE, len(envelope))
     yield _padded(envelope)
     for name, (size, expected) in sorted(binding.files.items()):
         yield _header(f"{binding.path}/{name}", size)
         found, count = hashlib.sha256(), 0
         with os.fdopen(opened(folder / name, os.O_RDONLY), "rb") as file:
-            known = os.fstat(file.fileno()).st_ctime_ns < hashed
             while block := file.read(_BLOCK):
-                if not known:
-                    found.update(block)
+                found.update(block)
                 count += len(block)
                 yield block
-            if known and os.fstat(file.fileno()).st_ctime_ns >= hashed:
-                raise Rejected(f"{name} was changed while it was copied")
-        if count != size or not (known or found.hexdigest() == expected):
+        if (count, found.hexdigest()) != (size, expected):
             raise Rejected(f"{name} is not what was signed: damaged")
         yield bytes(-count % tarfile.BLOCKSIZE)
     yield bytes(2 * tarfile.BLOCKSIZE)

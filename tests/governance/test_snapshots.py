@@ -5,16 +5,13 @@ import hashlib
 import io
 import itertools
 import json
-import os
 import random
 import shutil
 import subprocess
 import tarfile
-import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyrage
 import pytest
@@ -297,52 +294,6 @@ def test_a_damaged_checkpoint_is_not_copied(run: Path, identity: Path, tmp_path:
     with pytest.raises(Rejected, match="is not what was signed: damaged"):
         take(run, 20, [_recipient(identity)], tmp_path / "out.age")
     assert not list(tmp_path.glob("out.age*"))
-
-
-def test_a_run_hashes_again_what_was_touched_since_it_was_signed_and_nothing_else(
-    run: Path,  # noqa: F811
-    keys: Keys,  # noqa: F811
-    identity: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-):
-    place, hashed = run / "checkpoints/20", []
-
-    class Seen:
-        def __init__(self):
-            self.of = hashlib.sha256()
-
-        def update(self, block: bytes) -> None:
-            hashed.append(bytes(block))
-            self.of.update(block)
-
-        def hexdigest(self) -> str:
-            return self.of.hexdigest()
-
-    def copy(name: str) -> None:
-        hashed.clear()
-        with Trail(run / "audit", keys=keys) as trail:
-            copying = copies.Copying(trail, run / "checkpoints", [_recipient(identity)], tmp_path / name, "run")
-            copying(model_signature.read(place, keys.checkpoint().public_key()))
-
-    path = max(place.rglob("d/*"), key=lambda p: p.stat().st_size)
-    content, before = path.read_bytes(), path.stat()
-    time.sleep(0.02)  # a tick of the file system's clock
-    signature = (place / model_signature.NAME).read_bytes()
-    (place / model_signature.NAME).write_bytes(signature)
-    monkeypatch.setattr(snapshot, "hashlib", SimpleNamespace(sha256=Seen))
-    copy("untouched")
-    assert content not in hashed
-    assert signature in hashed
-    path.write_bytes(content)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    copy("touched")
-    assert content in hashed
-    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.raises(Rejected, match="is not what was signed: damaged"):
-        copy("damaged")
-    assert not list((tmp_path / "damaged").iterdir())
 
 
 def test_what_is_wrong_with_the_arguments_is_said(taken: Path, run: Path, identity: Path, tmp_path: Path):  # noqa: F811
