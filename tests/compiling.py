@@ -20,3 +20,9 @@ def flags() -> str:
         known = [flag for flag in FAST if code.find(flag.removeprefix("--").partition("=")[0].encode()) >= 0]
     assert FAST[0] in known, f"{library} knows no flag of ours"
     return " ".join(known)
+
+
+def as_shipped() -> dict[str, bool]:
+    """For `jax.jit(compiler_options=)`: programs that are compared bit for bit keep the emitter that users have."""
+    name, _, _ = FAST[1].removeprefix("--").partition("=")
+    return {name: True} if name in flags() else {}

@@ -27,7 +27,7 @@ model: {{layers: 2, embed: 32, heads: 4, mlp: 64, dropout: 0.1}}
 optim: {{lr: 3e-3, warmup: 10}}
 train: {{steps: 120, batch: 8, log_every: 1}}
 checkpoint: {{every_steps: 20}}
-sample: {{prompt: "the ", tokens: 8}}
+sample: {{prompt: null}}
 """
 
 WORDS = ["the", "of", "and", "to", "in", "that", "was", "his", "with", "as", "had", "her", "for", "on", "at", "she"]

@@ -15,7 +15,8 @@ def undisturbed(tmp_path_factory):
     """A configuration and a finished run of it."""
     home = tmp_path_factory.mktemp("kill")
     config = write_config(home)
-    output = finish(start(["train", config, "--run-dir", home / "undisturbed"], home=home))
+    sample = ["--sample.prompt", "the ", "--sample.tokens", "8"]
+    output = finish(start(["train", config, "--run-dir", home / "undisturbed", *sample], home=home))
     return config, home, output
 
 
@@ -30,6 +31,7 @@ def test_a_run_prints_its_plan_its_kernel_and_the_next_commands(undisturbed):
         "attention: xla kernel, float32 compute on cpu",
         "plan (searched for the devices found): one device",
         "bits per byte; gzip -9 of the same text",
+        "sample (8 tokens",
         f"jaxlm train {run}/config.yaml --run-dir {run} --train.steps 240",
         f"jaxlm generate {run} --prompt",
         f"jaxlm eval {run}",
@@ -44,9 +46,10 @@ def test_a_run_prints_its_plan_its_kernel_and_the_next_commands(undisturbed):
 
 
 SLOW_INTERRUPT = pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)
+SLOW_TERMINATION = pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)  # two processes end so by default
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), SLOW_INTERRUPT])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), SLOW_TERMINATION, SLOW_INTERRUPT])
 def test_a_run_ended_by_a_signal_resumes_bit_identically(undisturbed, number, code):
     config, home, _ = undisturbed
     name = number.name.lower()

@@ -72,6 +72,7 @@ def test_an_invented_number_by_eye():
     assert [spelled(n, "de") for n in (0, 20, 4001)] == ["nul", "nul twatig", "ain firtaus"]
 
 
+@pytest.mark.slow
 def test_a_policy_changes_no_translation(measured, home):
     none, dynamic = measured.policies["none"], measured.policies["dynamic"]
     assert none.remat == (Segment(layers=4),)
@@ -91,6 +92,7 @@ def test_a_policy_changes_no_translation(measured, home):
     assert len(set(lines)) > 2, "sources are told apart"
 
 
+@pytest.mark.slow
 def test_a_policy_that_changed_something_would_show(measured):
     none, dynamic = measured.policies["none"], measured.policies["dynamic"]
     worse = replace(dynamic.translated, translations=("x", *dynamic.translated.translations[1:]), weights="other")
@@ -123,6 +125,7 @@ def test_what_is_trained_is_read_by_the_table_and_both_figures(measured, home, b
         assert (home / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_run_under_another_plan_is_not_taken_for_this_one(measured, home, begin):
     said = begin(table4_remat, home / "policies.yaml", "--policies.dynamic.memory", 0, code=2)
     assert "dynamic was trained with remat" in said
@@ -179,6 +182,7 @@ def test_scores_are_sacrebleus_and_perfect_for_the_reference():
     assert 0 < half.bleu < 100
 
 
+@pytest.mark.slow
 def test_a_source_longer_than_a_row_is_refused(measured, home):
     long = Sentences("long", ("un", "un mil " * 60), ("a", "b"))
     with pytest.raises(DataError, match=r"sentence 2 of long has \d+ tokens.*data\.sequence=64; raise that"):

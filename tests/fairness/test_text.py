@@ -29,6 +29,7 @@ from jaxlm.trainer.step import make_train_step
 from jaxlm.tree import named_leaves
 from planners.layout import rules
 from planners.plan import MESH_AXES, Batch, Plan, Segment
+from tests.compiling import as_shipped
 from tests.labelled import tiny
 
 CONFIG = ModelConfig(layers=1, embed=16, heads=2, mlp=32, vocab=320, causal=False, tied=False)
@@ -85,7 +86,8 @@ def steps(run: Run, corpus: LabelledCorpus, devices: int, count: int = 3) -> tup
         places = shardings(jax.eval_shape(make, jax.random.key(0)), mesh, plan.rules.parameters)
         state = jax.jit(make, out_shardings=places)(jax.random.key(0))
         feed = Feed(LabelledLoader(corpus.split("train"), 16, 8), batch_sharding(mesh), 1, 16, packed=True)
-        step = jax.jit(make_train_step(objective_of(run), tx, Implicit()), out_shardings=(places, replicated(mesh)))
+        made, out = make_train_step(objective_of(run), tx, Implicit()), (places, replicated(mesh))
+        step = jax.jit(made, out_shardings=out, compiler_options=as_shipped())
         reports = []
         for index in range(count):
             state, metrics = step(state, feed[index])
