@@ -56,7 +56,6 @@ def values(rows: list[dict], quantity: str, column: str = "measured") -> dict[st
     return {row["what"]: row[column] for row in rows if row["quantity"].startswith(quantity)}
 
 
-@pytest.mark.slow
 def test_figure_8_compares_variants_and_a_plan_changes_no_loss(home, begin):
     rows = begin(figure8_convergence, home / "figure8.yaml")["rows"]
     tokens = 3 * 8 * 32
@@ -78,7 +77,6 @@ def test_figure_8_compares_variants_and_a_plan_changes_no_loss(home, begin):
     assert (home / "out" / "by_seconds.png").exists()
 
 
-@pytest.mark.slow
 def test_figure_8_reads_runs_that_exist_and_trains_nothing_twice(home, begin, capsys):
     runs = [home / "out" / "runs" / name for name in ("plain", "recompute")]
     before = [(run / "metrics.jsonl").stat().st_mtime_ns for run in runs]
@@ -90,7 +88,6 @@ def test_figure_8_reads_runs_that_exist_and_trains_nothing_twice(home, begin, ca
     assert [(run / "metrics.jsonl").stat().st_mtime_ns for run in runs] == before
 
 
-@pytest.mark.slow
 def test_figure_8_names_what_is_wrong(home, begin):
     config = home / "figure8.yaml"
     said = begin(figure8_convergence, "--runs", home / "none", code=2)
