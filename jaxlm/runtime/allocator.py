@@ -1,8 +1,7 @@
 """Memory that a step has freed stays with the process, for the next step.
 
 On a CPU XLA asks for the temporaries of every step anew. glibc gives a block of more than 32 MiB back to the system as
-soon as it is free, which must then fill each of its pages with zeros again: about a tenth of the step of a model of 10
-million parameters (`experiments.benchmarks.cpu_throughput`).
+soon as it is free, which must then fill each of its pages with zeros again.
 """
 
 import ctypes
