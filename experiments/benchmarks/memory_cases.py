@@ -3,7 +3,8 @@
 `DEVELOPMENT` are the steps that were looked at while `planners.prices.memory_phases` was written; `CALIBRATION` are two
 of them for each model and policy. `JUDGED` were written down before any of them was compiled, and no program of theirs
 was looked into. It was known from earlier reports, when rules were changed on 2026-11-27, that the largest errors were
-those of GPT-2 under full rematerialisation with fsdp; the new rules were read off development steps. `SMALL` are the
+those of GPT-2 under full rematerialisation with fsdp, and later that day that the worst was a step of one GPU whose loss
+is in pieces; the new rules were read off development steps, of such steps too. `SMALL` are the
 layers of the two compiles that calibrate the plan of one judged step.
 """
 
@@ -108,6 +109,10 @@ llama-8b    fsdp=8                      8 x 4096  both
 llama-8b    fsdp=8                      8 x 4096  both  loss_chunks=8
 llama-8b    fsdp=8                      8 x 4096  both  accumulation=4
 llama-70b   data=2,fsdp=32,tensor=8   128 x 2048  both  accumulation=4 chip=A100-80
+gpt2-124m   data=1                      8 x 1024  full  loss_chunks=4
+gpt2-124m   fsdp=8                     64 x 1024  full  loss_chunks=4
+gpt2-350m   data=1                      8 x 1024  full  loss_chunks=8
+llama-1b    data=1                      4 x 2048  full  loss_chunks=4
 """),
     # Judged by the rules as they first were, then learned from.
     *_cases("""

@@ -72,7 +72,7 @@ def phases(
         "head_gradient": np.where(chunked, 3 * head, head + np.where(fsdp, step.vocabulary_rest, 0)),
         "block_transient": np.where(chunked, 3, np.where(fsdp & (sizes["data"] > 1), 1, 2)) * carry,
     }
-    again = _block_again(step, wide, kept, carry, tensor)
+    again = _block_again(step, wide, kept, carry, fsdp, tensor)
     backward: Phase = {
         "gradients": step.block_gradients,
         "document_gradients": apart(workload, sequences),
@@ -114,14 +114,18 @@ def _block(step: Footprint, fsdp: np.ndarray, wide: Number, carry: Number) -> np
     return np.maximum(np.maximum(last, middle), end)
 
 
-def _block_again(step: Footprint, wide: Number, kept: Number, carry: Number, tensor: np.ndarray) -> np.ndarray:
+def _block_again(
+    step: Footprint, wide: Number, kept: Number, carry: Number, fsdp: np.ndarray, tensor: np.ndarray
+) -> np.ndarray:
     """Going back through one block that is computed again first: the worse of two moments.
 
     All weights and activations are there, and the gradient of one activation; or the last weights have done their
     work, and the gradients of two wide activations are there. Where tensor splits the wide ones the second is less.
+    Where no weights are gathered nothing waits for them: the gradient of one wide activation is there, no more.
     """
     first, second = step.layer + kept + 3 * carry, step.layer - step.down + kept + wide + 5 * carry
-    return np.where(tensor > 1, first, np.maximum(first, second))
+    alone = np.where(fsdp, np.maximum(first, second), step.layer + kept + wide)
+    return np.where(tensor > 1, first, alone)
 
 
 def worst(found: Mapping[str, Phase], rows: int) -> dict[str, np.ndarray]:

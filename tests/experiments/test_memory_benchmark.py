@@ -63,6 +63,19 @@ def test_compiled_steps_are_predicted_before_any_compile(name: tuple[Any, ...]) 
     assert compared.state == pytest.approx(COMPILED[name][0], rel=1e-3), "arguments are known exactly"
 
 
+@pytest.mark.parametrize(
+    "chosen, compiled",
+    [
+        (case("gpt2-124m", "data=1", "full", 8, 1024, loss_chunks=4), (1493841933, 847304776)),
+        (case("llama-1b", "data=1", "full", 4, 2048, loss_chunks=4), (14829903885, 5836722544)),
+    ],
+    ids=str,
+)
+def test_one_gpu_gathers_no_weights_so_no_activation_waits_for_any(chosen: Case, compiled: tuple[int, int]) -> None:
+    compared = compare(chosen, result(*compiled))
+    assert abs(compared.error_of_temporaries(compared.observation.predicted(Habits()))) < 2
+
+
 def test_a_miss_is_printed_as_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = ("gpt2-124m", "fsdp=8", "none", 8, 1024)
     monkeypatch.setattr(memory, "JUDGED", (case(*name),))
