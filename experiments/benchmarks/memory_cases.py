@@ -3,9 +3,9 @@
 `DEVELOPMENT` are the steps that were looked at while `planners.prices.memory_phases` was written; `CALIBRATION` are two
 of them for each model and policy. `JUDGED` were written down before any of them was compiled, and no program of theirs
 was looked into. It was known from earlier reports, when rules were changed on 2026-11-27, that the largest errors were
-those of GPT-2 under full rematerialisation with fsdp, and later that day that the worst was a step of one GPU whose loss
-is in pieces; the new rules were read off development steps, of such steps too. `SMALL` are the
-layers of the two compiles that calibrate the plan of one judged step.
+those of GPT-2 under full rematerialisation with fsdp, and later that day that the worst was a step of one GPU whose
+loss is in pieces; the new rules were read off development steps, of such steps too. `SMALL` are the layers of the two
+compiles that calibrate the plan of one judged step.
 """
 
 import dataclasses

@@ -64,7 +64,7 @@ def test_compiled_steps_are_predicted_before_any_compile(name: tuple[Any, ...]) 
 
 
 @pytest.mark.parametrize(
-    "chosen, compiled",
+    ("chosen", "compiled"),
     [
         (case("gpt2-124m", "data=1", "full", 8, 1024, loss_chunks=4), (1493841933, 847304776)),
         (case("llama-1b", "data=1", "full", 4, 2048, loss_chunks=4), (14829903885, 5836722544)),
