@@ -8,6 +8,7 @@ Needs:    DIR with the folders cose and toxic_spans (the latter holds offensive 
           `explain` for LIME and SHAP: `--slow []` does without. e-SNLI's CSV files with highlights, if you have them.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from experiments import explained
 from experiments.entry import main
 from experiments.explained import Scored, Splits, gold_of, marked, paired, scored, table, target
 from experiments.explained_small import small_classifier
+from experiments.explained_windows import window_regression
 from experiments.report import Report, Row
 from jaxlm.decode import ConfigError
 from jaxlm.explain import choice, psi
@@ -31,14 +33,16 @@ PAPER = {"LIME": (0.56, 0.58), "SHAP": (0.62, 0.60), "ours": (0.76, 0.73)}
 """Token IoU on CoS-E and e-SNLI."""
 
 SELECT_ALL, CHARACTERS = 0.475, 0.6305
-"""CoS-E dev, IoU of the whole question; Toxic Spans test, window regression, full sets."""
+"""CoS-E dev, IoU of the whole question; Toxic Spans test, window regression: full sets. Beaten must be what the same
+baseline reaches on the rows at hand."""
 
 FAST = ("ours", "ours, not smoothed", "vanilla attention", "rollout", "integrated gradients", "random", "select all")
 
 NOT_COMPARABLE = (
     "Why the paper's column is not comparable: supervised extractors reach token F1 .70 on e-SNLI and .52 on CoS-E "
     "(ERASER), and people agree with each other at about .52 IoU, so .76 and .73 without supervision point to the gold "
-    "length as k or to another measure. On CoS-E the whole question scores .475: below that nothing was beaten."
+    "length as k or to another measure. The whole question scores .475 on all 950 texts of CoS-E's dev part; below "
+    "what it scores here, nothing was beaten."
 )
 
 
@@ -102,10 +106,11 @@ def agreements(name: str, column: int, scores: Sequence[Scored], learned: np.nda
         rows.append(Row(what=s.name, quantity=f"{name} token IoU, k = 5", paper=paper, measured=s.k5.iou, note=kind))
         if s.tuned is not None:
             rows.append(Row(what=s.name, quantity=f"{name} token IoU, tuned share", measured=s.tuned.iou, note=s.kind))
+        if s.name == "select all" and name == "CoS-E":
+            rows.append(Row(what=s.name, quantity=f"{name} token IoU, all 950 texts of dev", published=SELECT_ALL))
     everything = next((s.k5.iou for s in scores if s.name == "select all"), SELECT_ALL)
-    floor = max(SELECT_ALL, everything) if name == "CoS-E" else everything
-    what, note = "psi learned from people", f"select all on these rows {everything:.3f}; length chosen text by text"
-    rows.append(target(what, f"{name} token IoU", float(learned.mean()), floor, note))
+    what, note = "psi learned from people", "select all on these rows; length chosen text by text"
+    rows.append(target(what, f"{name} token IoU", float(learned.mean()), everything, note))
     whole = [s.k5.each_iou for s in scores if s.name == "select all"]
     return [*rows, *(paired(what, "select all", f"{name} token IoU difference", learned, each) for each in whole)]
 
@@ -185,20 +190,38 @@ def toxic_spans(config: Config, folder: Path) -> list[Row]:
     subject = small_classifier(task, ("unmarked", "marked"), vocab=16384, longest=128, epochs=config.epochs, say=say)
     valid = [c.example() for c in trial]
     learned = psi.learn(subject, examples, valid, epochs=config.psi_epochs, members=config.members, say=say)
-    found = learned.scores([e.words for e in valid])
+    parts = [[e.words for e in valid], [c.example().words for c in test]]
+    found, scores = (learned.scores(part) for part in parts)
     judge = lambda i, chosen: char_f1(trial[i].characters(chosen), set(trial[i].gold))
     chooser = choice.fitted(found, judge, overlap="f1", empty=True)
-    threshold = max(np.linspace(-3, 3, 25), key=lambda t: np.mean([judge(i, s >= t) for i, s in enumerate(found)]))
-    scores = learned.scores([c.example().words for c in test])
+    best = lambda values, grid: max(grid, key=lambda t: np.mean([judge(i, v >= t) for i, v in enumerate(values)]))
+    threshold = best(found, np.linspace(-3, 3, 25))
+    print("the window regression", flush=True)
+    near = window_regression(examples, parts[0] + parts[1])
+    near_found, near_scores = near[: len(valid)], near[len(valid) :]
+    cut = best(near_found, np.linspace(0.05, 0.95, 19))
+
+    def judged(chosen: Sequence[np.ndarray]) -> np.ndarray:
+        return np.array([char_f1(c.characters(m), set(c.gold)) for c, m in zip(test, chosen, strict=True)])
+
+    quantity, one = "Toxic Spans character F1", "one threshold, from the trial part"
     nothing = float(np.mean([not c.gold for c in test]))
-    rows = [knowledge("Toxic Spans", subject, [piece for c in test for piece in sentences(c.example())])]
-    for how, chosen in (
-        ("length chosen text by text", [chooser(s) for s in scores]),
-        ("one threshold", [s >= threshold for s in scores]),
-    ):
-        value = float(np.mean([char_f1(c.characters(m), set(c.gold)) for c, m in zip(test, chosen, strict=True)]))
-        note = f"{how}, from the trial part; {len(test)} texts; predicting nothing scores {nothing:.3f}"
-        rows.append(target("psi learned from people", "Toxic Spans character F1", value, CHARACTERS, note))
+    floors = {"at .5": judged([s >= 0.5 for s in near_scores]), one: judged([s >= cut for s in near_scores])}
+    rows = [
+        knowledge("Toxic Spans", subject, [piece for c in test for piece in sentences(c.example())]),
+        Row(what="predicting nothing", quantity=quantity, measured=nothing),
+        *(Row(what="window regression", quantity=quantity, measured=f.mean(), note=how) for how, f in floors.items()),
+    ]
+    rows[2] = dataclasses.replace(rows[2], published=CHARACTERS, note=f"{rows[2].note}; published: all 2,000 texts")
+    floor = max(floors.values(), key=np.mean)
+    ours = {
+        "length chosen text by text, from the trial part": judged([chooser(s) for s in scores]),
+        one: judged([s >= threshold for s in scores]),
+    }
+    what = "psi learned from people"
+    for how, values in ours.items():
+        rows.append(target(what, quantity, float(values.mean()), float(floor.mean()), f"{how}; {len(test)} texts"))
+        rows.append(paired(what, "window regression", f"{quantity} difference, {how}", values, floor))
     return rows
 
 

@@ -51,21 +51,14 @@ def _lines(path: Path, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def find_words(words: Sequence[str], part: Sequence[str]) -> tuple[int, int] | None:
-    """Where `part` stands in `words` as a run, whatever the case."""
-    lower, wanted = [w.lower() for w in words], [w.lower() for w in part]
-    size = len(wanted)
-    places = (at for at in range(len(lower) - size + 1) if lower[at : at + size] == wanted)
-    at = next(places, None) if size else None
-    return None if at is None else (at, at + size)
-
-
 def read_cose(folder: Path, part: str, version: str = "v1.0") -> Marked:
     """CoS-E (https://github.com/salesforce/cos-e, BSD-3-Clause): questions of CommonsenseQA, the words that a person
     selected; `part` is train or dev. The example's name ends in the right answer after a tab.
 
-    Files `VERSION__cose_PART_VERSION.jsonl` and `VERSION__PART_rand_split.jsonl`. A selection that does not stand in
-    its question word by word is left out and counted. Raises DataError.
+    Files `VERSION__cose_PART_VERSION.jsonl` and `VERSION__PART_rand_split.jsonl`. People dragged a mouse: a selection
+    may begin and end inside a word, and hold the page's own `Question:` and `Answer Choices:`. A word is marked where
+    at least half of it is selected. What does not stand in its question, spaces aside, is left out and counted. Raises
+    DataError.
     """
     chosen = {
         row["id"]: row["explanation"]["selected"]
@@ -77,18 +70,25 @@ def read_cose(folder: Path, part: str, version: str = "v1.0") -> Marked:
         if selected is None:
             left["no selection"] += 1
             continue
-        words = tuple(w.lower() for w in split(row["question"]["stem"]))
-        selection = selected.removeprefix("Question:").strip()
-        place = find_words(words, [w for w in split(selection) if w.isalnum() or len(w) > 1] or split(selection))
-        place = place or find_words(words, split(selection))
-        if place is None:
+        words = split(row["question"]["stem"])
+        marks = _selected(words, selected.partition("Answer Choices:")[0].strip().removeprefix("Question:"))
+        if not marks.any():
             left["selection is not in the question"] += 1
             continue
-        marks = np.zeros(len(words), bool)
-        marks[slice(*place)] = True
         answer = next(c["text"] for c in row["question"]["choices"] if c["label"] == row["answerKey"])
-        found.append(Example(words, None, marks, f"{row['id']}\t{answer}"))
+        found.append(Example(tuple(w.lower() for w in words), None, marks, f"{row['id']}\t{answer}"))
     return Marked(found, "BSD-3-Clause", left)
+
+
+def _selected(words: Sequence[str], selection: str) -> np.ndarray:
+    """Which words lie in `selection` by at least half, bool [W]; spaces and case do not count."""
+    ends = np.cumsum([0, *(len(w) for w in words)])
+    part = "".join(split(selection)).lower()
+    start = "".join(words).lower().find(part) if part else -1
+    if start < 0:
+        return np.zeros(len(words), bool)
+    inside = np.minimum(start + len(part), ends[1:]) - np.maximum(start, ends[:-1])
+    return inside >= 0.5 * np.diff(ends)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from jaxlm.decode import ConfigError
 from jaxlm.explain import study
 from jaxlm.explain.page import Explained, page
 from jaxlm.explain.rules import Clause, Counts, Rule
-from jaxlm.explain.sources import find_words, read_cose, read_eraser, read_esnli, read_toxic_spans, write_eraser
+from jaxlm.explain.sources import read_cose, read_eraser, read_esnli, read_toxic_spans, write_eraser
 from jaxlm.explain.texts import Example
 from tests.explain.tiny import examples
 
@@ -125,7 +125,6 @@ def test_readers_of_marked_texts(tmp_path):
     (found,) = read_cose(tmp_path, "dev").examples
     assert [w for w, m in zip(found.words, gold(found), strict=True) if m] == ["fox", "sleep"]
     assert found.name.endswith("\tden")
-    assert find_words(("A", "b", "c"), ("B", "c")) == (1, 3)
     (tmp_path / "t.csv").write_text('spans,text\n"[4, 5, 6, 7]","the dull day"\n')
     (comment,) = read_toxic_spans(tmp_path / "t.csv")
     assert gold(comment.example()).tolist() == [False, True, False]
@@ -138,8 +137,32 @@ def test_readers_of_marked_texts(tmp_path):
     assert marked.left_out == {"unknown label": 1}
 
 
+@pytest.mark.parametrize(
+    ("selected", "words"),
+    [
+        ("Question: Where does a fox sleep at noon?Answer Choices: \xa0 ", "where does a fox sleep at noon ?"),
+        ("re does a fox sleep at no", "does a fox sleep at noon"),
+        ("here does a fo", "where does a fox"),
+        ("FOX  SLEEP", "fox sleep"),
+        ("a hen sleeps", None),
+        ("Question:", None),
+    ],
+)
+def test_a_selection_of_cose_may_begin_inside_a_word(tmp_path, selected, words):
+    question = {"id": "1", "answerKey": "B", "question": {"stem": "Where does a fox sleep at noon?",
+                "choices": [{"label": "B", "text": "den"}]}}  # fmt: skip
+    (tmp_path / "v1.0__dev_rand_split.jsonl").write_text(json.dumps(question) + "\n")
+    (tmp_path / "v1.0__cose_dev_v1.0.jsonl").write_text(json.dumps({"id": "1", "explanation": {"selected": selected}}))
+    read = read_cose(tmp_path, "dev")
+    if words is None:
+        assert read.left_out["selection is not in the question"] == 1 - len(read.examples) == 1
+    else:
+        (found,) = read.examples
+        assert " ".join(w for w, m in zip(found.words, gold(found), strict=True) if m) == words
+
+
 def test_cose_as_it_is(shared):
     found = read_cose(shared / "data" / "cose", "dev")
     everything = np.mean([e.rationale.mean() for e in found.examples if e.rationale is not None])
-    assert len(found.examples) > 400
+    assert sum(found.left_out.values()) <= 0.01 * len(found.examples)
     assert 0.4 < everything < 0.6
