@@ -3,7 +3,7 @@
 Question: the same model, text and seed on two hosts, under each way to travel, some steps of each in turns, so that
           whatever else the machine does hits all alike. Seconds until the loss on held-out text is what the 16-bit
           baseline has after three quarters of its steps.
-Cost:     ten minutes on two cores, most of it the link; root, for the hosts are network namespaces.
+Cost:     a quarter of an hour on two cores, most of it the link; root, for the hosts are network namespaces.
 Run:      python -m experiments.benchmarks.time_to_loss [--run.data.path FOLDER]
 """
 

@@ -13,38 +13,46 @@ class Alertness:
 
     Attributes:
         settle: steps from which the usual time and its spread are first learned.
-        window: steps over which they are kept up to date, so that slow wandering counts as spread and not as change.
-        shift: smallest lasting change of the log step time that matters; 0.05 is 5 %, several times the 1 % to which
-            step times repeat (planners.md 5, rule 5).
-        spreads: the same in standard deviations of a step, for a noisy machine; the larger of the two counts.
-        outlier: a step counts for at most this many standard deviations, so no single one raises an alarm.
-        threshold: accumulated excess, in standard deviations, at which a change is declared. With half of `spreads`
-            as the reference, steady Gaussian steps reach it about once in exp(spreads x threshold) steps (Siegmund's
-            approximation for a CUSUM, exp(2 k h)).
+        window: steps over which they are kept up to date.
+        recent: the newest steps; a change is looked for among them, and what is usual is learned from those before.
+        least: steps that must have changed before a change is believed.
+        shift: smallest lasting change of the log step time that matters: half of it at least must be seen. 0.05 is
+            5 %, several times the 1 % to which step times repeat (planners.md 5, rule 5).
+        outlier: a step counts for at most this many standard deviations, so no few of them raise an alarm.
+        threshold: standard deviations, of a mean of so many steps, at which a change is declared.
+        decay: how fast a machine that wanders forgets where it was: what is left of a correlation one step later.
+        lags: steps apart of which correlations are read.
         floor: least spread of the log step time that is believed, of a clock and a scheduler.
     """
 
-    settle: int = 20
+    settle: int = 30
     window: int = 200
+    recent: int = 20
+    least: int = 5
     shift: float = 0.05
-    spreads: float = 3.0
-    outlier: float = 4.0
-    threshold: float = 10.0
+    outlier: float = 3.0
+    threshold: float = 5.0
+    decay: float = 0.9
+    lags: int = 8
     floor: float = 0.005
 
 
 @dataclass(slots=True)
 class Drift:
-    """A two-sided CUSUM on the log step time (Page 1954), its terms cut off at `outlier` spreads.
+    """A generalised likelihood ratio over when the change came (Willsky and Jones 1976; Lai 1995, windows of limited
+    length), whose variance of a mean counts that neighbouring steps resemble each other.
 
-    `seen` holds the last steps before the one that is judged, `up` and `down` the accumulated excess over what is usual
-    among them, and `since` the log seconds of the steps that the excess has accumulated over.
+    Of the newest steps, the last `least`, one more, and so on up to all are compared with what was usual before. Where
+    the machine wanders, a mean of n steps is far less sure than n of them should make it: correlations decay with
+    distance, from a height that is read off the steps, with one standard error for safety.
+
+    `seen` holds the log seconds of the steps that say what is usual, `newest` those after them, and `since` those that
+    the change was declared upon.
     """
 
     alertness: Alertness = field(default_factory=Alertness)
     seen: list[float] = field(default_factory=list)
-    up: float = 0.0
-    down: float = 0.0
+    newest: list[float] = field(default_factory=list)
     since: list[float] = field(default_factory=list)
 
     def __call__(self, seconds: float) -> bool:
@@ -53,18 +61,24 @@ class Drift:
         if len(self.seen) < a.settle:
             self.seen.append(value)
             return False
+        self.newest.append(value)
+        if len(self.newest) > a.recent:
+            self.seen = [*self.seen, self.newest.pop(0)][-a.window :]
         usual, spread = self.usual()
-        slack = 0.5 * max(a.spreads, a.shift / spread)
-        # A shift of many spreads must be able to pass the slack: the cut-off grows with it.
-        most = max(a.outlier, slack + 0.5 * a.outlier)
-        excess = float(np.clip((value - usual) / spread, -most, most))
-        self.up, self.down = max(self.up + excess - slack, 0.0), max(self.down - excess - slack, 0.0)
-        if self.up == self.down == 0.0:
-            self.seen = [*self.seen, *self.since, value][-a.window :]
-            self.since = []
+        # A shift of many spreads must be able to pass: the cut-off grows with half the shift that matters.
+        most = max(a.outlier, 0.5 * (a.shift / spread + a.outlier))
+        excess = np.clip((np.array(self.newest[::-1]) - usual) / spread, -most, most)
+        count = np.arange(1, len(excess) + 1)
+        means = np.abs(np.cumsum(excess)) / count
+        alike = self.resemblance()
+        # Neither the new mean nor the usual one is known.
+        variance = _of_mean(count, alike, a.decay) + _of_mean(np.array(len(self.seen)), alike, a.decay)
+        sure = np.where((count >= a.least) & (means * spread >= 0.5 * a.shift), means / np.sqrt(variance), 0.0)
+        best = int(np.argmax(sure))
+        if sure[best] <= a.threshold:
             return False
-        self.since.append(value)
-        return max(self.up, self.down) > a.threshold
+        self.since = self.newest[-best - 1 :]
+        return True
 
     def usual(self) -> tuple[float, float]:
         """The median log seconds of a step and their spread, before any change."""
@@ -75,13 +89,36 @@ class Drift:
         spread = 1.4826 * float(np.median(np.abs(seen - middle))) * (1.0 + 0.5 * self.alertness.settle / len(seen))
         return middle, max(spread, self.alertness.floor)
 
+    def resemblance(self) -> float:
+        """Correlation of neighbouring steps, extrapolated to a distance of none: 0 for noise, 1 for a slow wave."""
+        a = self.alertness
+        middle, spread = self.usual()
+        seen = np.clip((np.array(self.seen) - middle) / spread, -a.outlier, a.outlier)
+        seen -= seen.mean()
+        power, count = float(seen @ seen), len(seen)
+        if power == 0.0:
+            return 0.0
+        apart = np.arange(1, min(a.lags, count // 2) + 1)
+        measured = np.array([seen[:-k] @ seen[k:] / (count - k) for k in apart]) * count / power
+        decays = a.decay**apart
+        height = float(measured @ decays / (decays @ decays))
+        return float(np.clip(height + 1.0 / math.sqrt(count * float(decays @ decays)), 0.0, 1.0))
+
     def shift(self) -> float:
         """How far the log seconds of the steps in `since` lie from what was usual."""
         return float(np.median(self.since)) - self.usual()[0] if self.since else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("seen", "up", "down", "since")}
+        return {name: getattr(self, name) for name in ("seen", "newest", "since")}
 
     @staticmethod
     def restore(alertness: Alertness, saved: dict[str, Any]) -> "Drift":
-        return Drift(alertness=alertness, **saved)
+        """From `to_json`, or from what a CUSUM left, whose steps under suspicion were in `since`."""
+        newest = saved["newest"] if "newest" in saved else saved["since"]
+        return Drift(alertness, list(saved["seen"]), list(newest), list(saved["since"]))
+
+
+def _of_mean(count: np.ndarray, alike: float, decay: float) -> np.ndarray:
+    """Variance of the mean of `count` neighbours of variance 1 whose correlation is alike * decay^distance."""
+    pairs = decay / (1 - decay) - decay * (1 - decay**count) / (count * (1 - decay) ** 2)
+    return (1 + 2 * alike * pairs) / count

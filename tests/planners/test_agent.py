@@ -9,7 +9,7 @@ import pytest
 from planners.learning.agent import Agent, Arm, Habits
 from planners.learning.belief import Belief, Evidence
 from planners.learning.conductor import Conductor, Pace
-from planners.learning.drift import Drift
+from planners.learning.drift import Alertness, Drift, _of_mean
 from planners.plan import PlanError
 
 LINKS = ("link",)
@@ -119,6 +119,39 @@ def test_single_odd_steps_raise_no_alarm_and_a_lasting_change_does():
         steps += 1
     assert steps < 20
     assert drift.shift() == pytest.approx(math.log(1.2), abs=0.02)
+
+
+def wandering(random: np.random.Generator, steps: int) -> np.ndarray:
+    slow = np.zeros(steps)
+    for step in range(1, steps):
+        slow[step] = 0.9 * slow[step - 1] + math.sqrt(0.19) * random.standard_normal()
+    return 0.02 * slow + 0.02 * random.standard_normal(steps)
+
+
+def test_a_machine_that_wanders_has_not_changed():
+    alarms = 0
+    for seed in range(8):
+        drift = Drift()
+        alarms += any(drift(math.exp(value)) for value in wandering(np.random.default_rng(seed), 400))
+    assert alarms <= 1
+    # The same steps in another order resemble their neighbours no longer, and so many sway a mean no more.
+    steps = wandering(np.random.default_rng(0), 200)
+    together, shuffled = Drift(seen=list(steps)), Drift(seen=list(np.random.default_rng(1).permutation(steps)))
+    assert together.resemblance() > 0.3 > shuffled.resemblance()
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.5, 1.0])
+def test_the_variance_of_a_mean_of_steps_that_resemble_each_other(alike: float):
+    for count in (1, 2, 7, 40):
+        apart = np.abs(np.subtract.outer(np.arange(count), np.arange(count)))
+        pairs = np.where(apart == 0, 1.0, alike * 0.9**apart)
+        assert _of_mean(np.array(count), alike, 0.9) == pytest.approx(pairs.mean())
+
+
+def test_what_an_earlier_version_had_seen_is_taken_over():
+    drift = Drift.restore(Alertness(), {"seen": [0.0] * 40, "up": 3.0, "down": 0.0, "since": [0.2] * 3})
+    assert [drift(math.exp(0.2)) for _ in range(2)] == [False, True]
+    assert drift.since == pytest.approx([0.2] * 5)
 
 
 def test_equal_seeds_decide_alike_and_a_saved_agent_goes_on_where_it_was():
