@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.workers.compression import sent
 from experiments.workers.seeds import session_of
+from jaxlm.checkpoints.processes import meet
 from jaxlm.collectives.local import LocalSteps
 from jaxlm.collectives.sync import Objective, Synced, accumulated
 from jaxlm.config import build
@@ -116,7 +117,9 @@ def main(arguments: list[str]) -> None:
     corpus = corpus_of(build(read(files[first]), "run"), silent)
     assert isinstance(corpus, Corpus)
     variants = {BASELINE: Variant(files[first], True, corpus)}
-    variants |= {name: Variant(file, False, corpus) for name, file in files.items()}
+    for name, file in files.items():
+        variants[name] = Variant(file, False, corpus)
+        meet()  # the other process may take half a minute longer to compile
     turns = math.ceil(task["steps"] / task["turn"])
     for turn in range(turns):
         for name, variant in variants.items():
