@@ -136,7 +136,7 @@ def on_splits(
         found.append(scored(each, subject, splits.test, splits.valid[:500], slow_rows=config.slow_rows, keep=keep))
     gold = gold_of(splits.valid)
     chooser = choice.fitted(
-        learned.scores([e.words for e in splits.valid]), lambda i, chosen: token_iou(chosen, gold[i])
+        learned.scores([e.words for e in splits.valid]), lambda i, chosen: token_iou(chosen, gold[i]), runs=True
     )
     scores = learned.scores([e.words for e in splits.test])
     ious = agreement(scores, gold_of(splits.test), [chooser(s) for s in scores]).each_iou

@@ -29,24 +29,30 @@ class Chooser:
         overlap: `iou` or `f1`.
         shift, scale: p = sigmoid(scale * (log odds - shift)) is the probability of a mark.
         empty: whether no word may be named, worth the probability that no word is marked (words taken for independent).
+        run: whether the words must stand side by side, as where people marked by one stroke.
     """
 
     overlap: Overlap = "iou"
     shift: float = 0.0
     scale: float = 1.0
     empty: bool = False
+    run: bool = False
 
     def __call__(self, log_odds_W: np.ndarray) -> np.ndarray:
         if not len(log_odds_W):
             return np.zeros(0, bool)
         p = 1.0 / (1.0 + np.exp(-np.clip(self.scale * (log_odds_W - self.shift), -50, 50)))
-        order = np.argsort(-p, kind="stable")
-        value = expected(p[order], self.overlap)
-        size = int(value.argmax()) + 1
-        if self.empty and np.prod(1.0 - p) > value.max():
-            size = 0
         chosen = np.zeros(len(p), bool)
-        chosen[order[:size]] = True
+        if self.run:
+            value = of_runs(p, self.overlap)
+            start, end = np.unravel_index(value.argmax(), value.shape)
+            words = slice(int(start), int(end) + 1)
+        else:
+            order = np.argsort(-p, kind="stable")
+            value = expected(p[order], self.overlap)
+            words = order[: int(value.argmax()) + 1]
+        if not (self.empty and np.prod(1.0 - p) > value.max()):
+            chosen[words] = True
         return chosen
 
 
@@ -59,17 +65,30 @@ def expected(p_W: np.ndarray, overlap: Overlap) -> np.ndarray:
     return 2 * hits / (sizes + p_W.sum())
 
 
+def of_runs(p_W: np.ndarray, overlap: Overlap) -> np.ndarray:
+    """float64 [W, W]: the overlap of the words from the first to the second index with the marks, as in `expected`; 0
+    where the second lies before the first."""
+    sums, at = np.concatenate([[0.0], np.cumsum(p_W)]), np.arange(len(p_W))
+    hits, sizes = sums[None, 1:] - sums[:-1, None], at[None, :] - at[:, None] + 1
+    whole = np.where(sizes > 0, sizes + sums[-1], np.inf)
+    return hits / (whole - hits) if overlap == "iou" else 2 * hits / whole
+
+
 def fitted(
     log_odds: Sequence[np.ndarray],
     judge: Callable[[int, np.ndarray], float],
     *,
     overlap: Overlap = "iou",
     empty: bool = False,
+    runs: bool = False,
 ) -> Chooser:
     """The chooser with the highest mean of `judge(text number, chosen bool [W])`: for validation texts, never for those
-    that are judged."""
+    that are judged. With `runs` those whose words stand side by side are tried too."""
     every = [
-        Chooser(overlap=overlap, shift=float(shift), scale=scale, empty=empty) for shift in SHIFTS for scale in SCALES
+        Chooser(overlap=overlap, shift=float(shift), scale=scale, empty=empty, run=run)
+        for run in ((False, True) if runs else (False,))
+        for shift in SHIFTS
+        for scale in SCALES
     ]
     mean = lambda chooser: float(np.mean([judge(i, chooser(s)) for i, s in enumerate(log_odds)]))
     return max(every, key=mean)

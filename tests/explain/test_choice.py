@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxlm.explain.choice import Chooser, expected, fitted
+from jaxlm.explain.choice import Chooser, expected, fitted, of_runs
 from jaxlm.explain.fidelity import token_iou
 
 SURE, LIKELY, UNLIKELY = 4.0, 0.0, -4.0
@@ -40,3 +40,40 @@ def test_the_chooser_fitted_undoes_a_shift_of_the_scores():
     found = fitted(scores, judge)
     assert found.shift == pytest.approx(1.5, abs=0.75)
     assert mean(found) > mean(Chooser()) + 0.02
+
+
+@pytest.mark.parametrize("overlap", ["iou", "f1"])
+def test_runs_are_judged_as_sets_are(overlap):
+    p = np.random.default_rng(0).random(6)
+    found = of_runs(p, overlap)
+    for start in range(6):
+        for end in range(6):
+            inside = p[start : end + 1].sum()
+            size = end + 1 - start
+            union = size + p.sum() - inside
+            want = (inside / union if overlap == "iou" else 2 * inside / (size + p.sum())) if size > 0 else 0.0
+            assert found[start, end] == pytest.approx(want)
+
+
+def test_one_stroke_names_what_stands_between_two_sure_words():
+    scores = np.array([UNLIKELY, SURE, UNLIKELY, SURE, UNLIKELY, UNLIKELY])
+    assert Chooser()(scores).tolist() == [False, True, False, True, False, False]
+    assert Chooser(run=True)(scores).tolist() == [False, True, True, True, False, False]
+    assert not Chooser(run=True, empty=True)(np.full(3, UNLIKELY)).any()
+
+
+def test_runs_are_chosen_where_people_marked_runs():
+    random = np.random.default_rng(0)
+
+    def stroke() -> np.ndarray:
+        start, size = random.integers(0, 8), random.integers(2, 6)
+        return (np.arange(12) >= start) & (np.arange(12) < start + size)
+
+    gold = [stroke() for _ in range(60)]
+    scores = [np.where(g, 1.0, -1.0) + 1.2 * random.standard_normal(12) for g in gold]
+    judge = lambda i, chosen: token_iou(chosen, gold[i])
+    mean = lambda chooser: np.mean([judge(i, chooser(s)) for i, s in enumerate(scores)])
+    assert not fitted(scores, judge).run
+    found = fitted(scores, judge, runs=True)
+    assert found.run
+    assert mean(found) > mean(fitted(scores, judge)) + 0.02
