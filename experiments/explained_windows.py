@@ -1,5 +1,6 @@
 """A logistic regression over words and their neighbours: what marking words costs without any neural model."""
 
+import importlib.util
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
@@ -12,22 +13,25 @@ REACH = 2
 """Neighbours on each side that are read beside a word."""
 
 
+def find_library() -> None:
+    """Raises ConfigError without scikit-learn: before any work, for the regression comes at its end."""
+    if importlib.util.find_spec("sklearn") is None:
+        raise ConfigError("the window regression on Toxic Spans needs scikit-learn: uv sync --extra fairness")
+
+
 def window_regression(train: Sequence[Example], texts: Sequence[Sequence[str]]) -> list[np.ndarray]:
     """The chance that people mark each word of `texts` (float [W] each), learned from the marks of `train`.
 
     Which words stand at -2 to 2 from it is all that is read. scikit-learn fits it
     (https://scikit-learn.org/stable/modules/generated/sklearn.linear_model.LogisticRegression.html), C = 1.
     """
-    try:
-        from sklearn.feature_extraction import FeatureHasher
-        from sklearn.linear_model import LogisticRegression
-    except ImportError:
-        raise ConfigError("the window regression needs scikit-learn: uv sync --extra fairness") from None
+    from sklearn.feature_extraction import FeatureHasher
+    from sklearn.linear_model import LogisticRegression
+
     hasher = FeatureHasher(2**20, input_type="string", alternate_sign=False)
     marks = np.concatenate([e.rationale for e in train if e.rationale is not None])
     words = chain.from_iterable(windows(e.words) for e in train if e.rationale is not None)
     fitted = LogisticRegression(C=1.0, max_iter=300).fit(hasher.transform(words), marks)
-    # One text at a time would be slow, and a text of no words has no rows.
     chances = fitted.predict_proba(hasher.transform(chain.from_iterable(map(windows, texts))))[:, 1]
     return np.split(chances, np.cumsum([len(t) for t in texts])[:-1])
 

@@ -2,10 +2,11 @@
 
 Question: token IoU, token F1 and AUPRC on CoS-E and e-SNLI, and character F1 on Toxic Spans, beside select-all and
           random, which every table of this kind must pass.
-Cost:     about five minutes on one core: two small classifiers and two psi.
+Cost:     about eight minutes on one core: two small classifiers and two psi.
 Run:      python -m experiments.table7_fidelity --data DIR [--esnli FILE.csv --esnli_train FILE.csv] [--test FILE]
 Needs:    DIR with the folders cose and toxic_spans (the latter holds offensive language; none is printed). The extra
-          `explain` for LIME and SHAP: `--slow []` does without. e-SNLI's CSV files with highlights, if you have them.
+          `explain` for LIME and SHAP: `--slow []` does without; scikit-learn (extra `fairness`). e-SNLI's CSV files
+          with highlights, if you have them.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from experiments import explained
 from experiments.entry import main
 from experiments.explained import Scored, Splits, gold_of, marked, paired, scored, table, target
 from experiments.explained_small import small_classifier
-from experiments.explained_windows import window_regression
+from experiments.explained_windows import find_library, window_regression
 from experiments.report import Report, Row
 from jaxlm.decode import ConfigError
 from jaxlm.explain import choice, psi
@@ -79,6 +80,7 @@ def measure(config: Config, out: Path) -> Report:
     if config.data is None:
         raise ConfigError("no texts are given: --data DIR names the folder that holds cose and toxic_spans")
     explained.named([*config.methods, *config.slow])
+    find_library()
     folder = Path(config.data)
     rows, remarks, details = [], [], {}
     for name, found in (("CoS-E", cose(config, folder / "cose", out)), ("e-SNLI", esnli(config, out))):
