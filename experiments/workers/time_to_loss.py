@@ -117,6 +117,7 @@ def main(arguments: list[str]) -> None:
     corpus = corpus_of(build(read(files[first]), "run"), silent)
     assert isinstance(corpus, Corpus)
     variants = {BASELINE: Variant(files[first], True, corpus)}
+    meet()
     for name, file in files.items():
         variants[name] = Variant(file, False, corpus)
         meet()  # the other process may take half a minute longer to compile

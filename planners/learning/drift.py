@@ -65,14 +65,17 @@ class Drift:
         if len(self.newest) > a.recent:
             self.seen = [*self.seen, self.newest.pop(0)][-a.window :]
         usual, spread = self.usual()
-        # A shift of many spreads must be able to pass: the cut-off grows with half the shift that matters.
-        most = max(a.outlier, 0.5 * (a.shift / spread + a.outlier))
+        alike, known = self.resemblance(), np.array(len(self.seen))
+        # Neither the new mean nor the usual one is known.
+        doubt = _of_mean(known, alike, a.decay)
+        # A lasting shift must be able to pass, so the cut-off grows with half the shift that matters, and with what a
+        # mean of all the newest steps has to reach where they resemble each other.
+        reach = 1.25 * a.threshold * math.sqrt(float(_of_mean(np.array(a.recent), alike, a.decay) + doubt))
+        most = max(a.outlier, 0.5 * (a.shift / spread + a.outlier), reach)
         excess = np.clip((np.array(self.newest[::-1]) - usual) / spread, -most, most)
         count = np.arange(1, len(excess) + 1)
         means = np.abs(np.cumsum(excess)) / count
-        alike = self.resemblance()
-        # Neither the new mean nor the usual one is known.
-        variance = _of_mean(count, alike, a.decay) + _of_mean(np.array(len(self.seen)), alike, a.decay)
+        variance = _of_mean(count, alike, a.decay) + doubt
         sure = np.where((count >= a.least) & (means * spread >= 0.5 * a.shift), means / np.sqrt(variance), 0.0)
         best = int(np.argmax(sure))
         if sure[best] <= a.threshold:
@@ -113,9 +116,12 @@ class Drift:
 
     @staticmethod
     def restore(alertness: Alertness, saved: dict[str, Any]) -> "Drift":
-        """From `to_json`, or from what a CUSUM left, whose steps under suspicion were in `since`."""
-        newest = saved["newest"] if "newest" in saved else saved["since"]
-        return Drift(alertness, list(saved["seen"]), list(newest), list(saved["since"]))
+        """From `to_json`, or from what a CUSUM left, whose steps under suspicion, of any number, were in `since`."""
+        if "newest" in saved:
+            return Drift(alertness, list(saved["seen"]), list(saved["newest"]), list(saved["since"]))
+        steps = [*saved["seen"], *saved["since"]]
+        cut = max(len(saved["seen"]), len(steps) - alertness.recent, min(alertness.settle, len(steps)))
+        return Drift(alertness, steps[:cut][-alertness.window :], steps[cut:])
 
 
 def _of_mean(count: np.ndarray, alike: float, decay: float) -> np.ndarray:

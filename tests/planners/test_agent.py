@@ -148,10 +148,21 @@ def test_the_variance_of_a_mean_of_steps_that_resemble_each_other(alike: float):
         assert _of_mean(np.array(count), alike, 0.9) == pytest.approx(pairs.mean())
 
 
+def test_a_machine_that_wanders_and_then_takes_twice_as_long_has_changed():
+    for seed in range(8):
+        steps, drift = wandering(np.random.default_rng(seed), 200), Drift()
+        for value in steps[:150]:
+            if drift(math.exp(value)):
+                drift = Drift()
+        assert any(drift(2.0 * math.exp(value)) for value in steps[150:]), seed
+
+
 def test_what_an_earlier_version_had_seen_is_taken_over():
     drift = Drift.restore(Alertness(), {"seen": [0.0] * 40, "up": 3.0, "down": 0.0, "since": [0.2] * 3})
     assert [drift(math.exp(0.2)) for _ in range(2)] == [False, True]
     assert drift.since == pytest.approx([0.2] * 5)
+    long = Drift.restore(Alertness(), {"seen": [0.0] * 20, "up": 1.0, "down": 0.0, "since": [0.01] * 60})
+    assert (len(long.seen), len(long.newest), long.since) == (60, 20, [])
 
 
 def test_equal_seeds_decide_alike_and_a_saved_agent_goes_on_where_it_was():
