@@ -81,12 +81,15 @@ def read_cose(folder: Path, part: str, version: str = "v1.0") -> Marked:
 
 
 def _selected(words: Sequence[str], selection: str) -> np.ndarray:
-    """Which words lie in `selection` by at least half, bool [W]; spaces and case do not count."""
+    """Which words lie in `selection` by at least half, bool [W]; spaces and case do not count. Of several places where
+    it stands, the first that begins and ends with a word, else the first."""
     ends = np.cumsum([0, *(len(w) for w in words)])
-    part = "".join(split(selection)).lower()
-    start = "".join(words).lower().find(part) if part else -1
-    if start < 0:
+    text, part = "".join(words).lower(), "".join(split(selection)).lower()
+    places = [i for i in range(len(text)) if text.startswith(part, i)] if part else []
+    if not places:
         return np.zeros(len(words), bool)
+    edges = set(ends.tolist())
+    start = next((i for i in places if i in edges and i + len(part) in edges), places[0])
     inside = np.minimum(start + len(part), ends[1:]) - np.maximum(start, ends[:-1])
     return inside >= 0.5 * np.diff(ends)
 

@@ -66,8 +66,8 @@ class Drift:
             self.seen = [*self.seen, self.newest.pop(0)][-a.window :]
         usual, spread = self.usual()
         alike, known = self.resemblance(), np.array(len(self.seen))
-        # Neither the new mean nor the usual one is known.
-        doubt = _of_mean(known, alike, a.decay)
+        # Nor is the usual time known exactly; the variance of a median is pi / 2 times that of a mean.
+        doubt = 0.5 * math.pi * _of_mean(known, alike, a.decay)
         # A lasting shift must be able to pass, so the cut-off grows with half the shift that matters, and with what a
         # mean of all the newest steps has to reach where they resemble each other.
         reach = 1.25 * a.threshold * math.sqrt(float(_of_mean(np.array(a.recent), alike, a.decay) + doubt))

@@ -13,7 +13,7 @@ from jaxlm.decode import ConfigError
 from jaxlm.explain import study
 from jaxlm.explain.page import Explained, page
 from jaxlm.explain.rules import Clause, Counts, Rule
-from jaxlm.explain.sources import read_cose, read_eraser, read_esnli, read_toxic_spans, write_eraser
+from jaxlm.explain.sources import _selected, read_cose, read_eraser, read_esnli, read_toxic_spans, write_eraser
 from jaxlm.explain.texts import Example
 from tests.explain.tiny import examples
 
@@ -144,6 +144,8 @@ def test_readers_of_marked_texts(tmp_path):
         ("re does a fox sleep at no", "does a fox sleep at noon"),
         ("here does a fo", "where does a fox"),
         ("FOX  SLEEP", "fox sleep"),
+        ("a", "a"),
+        ("at", "at"),
         ("a hen sleeps", None),
         ("Question:", None),
     ],
@@ -159,6 +161,13 @@ def test_a_selection_of_cose_may_begin_inside_a_word(tmp_path, selected, words):
     else:
         (found,) = read.examples
         assert " ".join(w for w, m in zip(found.words, gold(found), strict=True) if m) == words
+
+
+def test_a_selection_that_stands_twice_is_taken_where_words_begin_and_end():
+    words = ("what", "do", "cats", "look", "at", "?")
+    assert _selected(words, "at").tolist() == [False] * 4 + [True, False]
+    assert _selected(words, "hat d").tolist() == [True, True] + [False] * 4
+    assert not _selected(words, "dogs").any()
 
 
 def test_cose_as_it_is(shared):
